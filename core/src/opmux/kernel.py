@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a backend hands over: frozen values that describe kernels, and the reasons that refuse them."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Code(str, enum.Enum):
+    """Why a kernel was refused. The values are stable: tools may match on them."""
+
+    DENIED = "denied"
+    ABSENT = "not installed"
+    FAILED = "failed to load"
+    INTERFACE = "interface"
+    DEVICE = "device"
+    ARCH = "arch"
+    RUNTIME = "runtime"
+    DTYPE = "dtype"
+    LAYOUT = "layout"
+    PROPERTY = "property"
+    PREDICATE = "shape"
+    UNSUPPORTED = "on_unsupported"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One refusal: a stable code, a sentence, and what the user can do about it."""
+
+    code: Code
+    sentence: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        """Return ``code: sentence (remedy)``."""
+        remedy = f" ({self.remedy})" if self.remedy else ""
+        return f"{self.code.value}: {self.sentence}{remedy}"
+
+
+class Tier(enum.IntEnum):
+    """How a kernel came to be; the lower wins. Closed on purpose: there are no free priorities."""
+
+    SPECIALISED = 0  # written for exactly this hardware or shape
+    TUNED = 1  # measured and tuned on this kind of hardware
+    PORTABLE = 2  # right everywhere that the backend serves
+    REFERENCE = 3  # the op's definition, run as it stands
+
+
+class Property(str, enum.Enum):
+    """What a caller may require of a kernel."""
+
+    GRAPH_CAPTURABLE = "graph_capturable"
+    DETERMINISTIC = "deterministic"
+    BATCH_INVARIANT = "batch_invariant"
+    COMPILE = "compile"
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What one device of this host offers to a backend, found by the backend's probe.
+
+    ``arch`` names the instruction set or GPU generation that the kernels will use, ``facts`` are
+    shown by ``opmux doctor``, and ``refused`` says why the backend cannot serve the device at all.
+    """
+
+    arch: str = ""
+    facts: tuple[tuple[str, str], ...] = ()
+    refused: Reason | None = None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The part of a call that a decision may depend on: never a value, never a token count.
+
+    ``axes`` holds the constant axes: the last dimension of the leading tensor as ``last_dim`` and
+    every integer and boolean argument under its own name.
+    """
+
+    op: str
+    device: torch.device
+    dtypes: tuple[tuple[str, torch.dtype], ...]
+    axes: tuple[tuple[str, int], ...] = ()
+    contiguous: bool = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the leading tensor."""
+        return self.dtypes[0][1]
+
+    def axis(self, name: str) -> int:
+        """Return one constant axis by name."""
+        return dict(self.axes)[name]
+
+    def __str__(self) -> str:
+        """Return a short form such as ``silu_and_mul(bfloat16, last_dim=8 on cpu)``."""
+        parts = [str(self.dtype).removeprefix("torch.")]
+        parts += [f"{name}={value}" for name, value in self.axes]
+        return f"{self.op}({', '.join(parts)} on {self.device})"
+
+
+Predicate = Callable[[Signature], "str | None"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One implementation of one op, and exactly what it claims to serve.
+
+    Attributes:
+        dtypes: dtypes of the op's leading tensor.
+        rejects: returns a sentence for a signature that the kernel does not serve, else None.
+        tier: how it came to be; see :class:`Tier`.
+        archs: the values of ``Capability.arch`` that it runs on; empty means all.
+        layout: ``"rows"`` needs a contiguous last dimension, ``"contiguous"`` dense tensors.
+        properties: what it guarantees.
+        fn: a Python callable in destination-passing form (inputs in schema order, then outputs);
+            None when the backend's native library implements it.
+        symbol: the native symbol, when it is not the name of the op.
+    """
+
+    dtypes: tuple[torch.dtype, ...]
+    rejects: Predicate | None = None
+    tier: Tier = Tier.PORTABLE
+    archs: tuple[str, ...] = ()
+    layout: str = "rows"
+    properties: frozenset[Property] = frozenset(Property)
+    fn: Callable[..., None] | None = None
+    symbol: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a description that could never be chosen correctly."""
+        if not self.dtypes or not all(isinstance(d, torch.dtype) for d in self.dtypes):
+            raise TypeError(f"Kernel: dtypes must be torch dtypes, got {self.dtypes!r}")
+        if self.layout not in ("rows", "contiguous"):
+            raise ValueError(f"Kernel: layout must be 'rows' or 'contiguous', got {self.layout!r}")
+        if not isinstance(self.tier, Tier):
+            raise TypeError(f"Kernel: tier must be a Tier, got {self.tier!r}")
+        for name, value in (("rejects", self.rejects), ("fn", self.fn)):
+            if value is not None and not callable(value):
+                raise TypeError(f"Kernel: {name} must be callable, got {value!r}")
+
+    @property
+    def needs_detail(self) -> bool:
+        """Whether choosing it takes more than the device and the leading dtype."""
+        return self.rejects is not None or self.layout != "rows"
+
+
+def _any_device(device: torch.device) -> Capability:
+    return Capability()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A named set of kernels for one device type.
+
+    Attributes:
+        name: how users name it; letters, digits and underscores.
+        device: the torch device type of its tensors (``cpu``, ``cuda``, ...).
+        kernels: op name -> kernel, or several kernels with different symbols.
+        library: the native library that implements the kernels without ``fn``.
+        check_host: says why the library must not be loaded on this host, else None. It runs before
+            the library is touched.
+        probe: describes one device; called once per device, after the library is loaded.
+    """
+
+    name: str
+    device: str
+    kernels: Mapping[str, Kernel | tuple[Kernel, ...]] = field(default_factory=dict)
+    library: Path | None = None
+    check_host: Callable[[], Reason | None] | None = None
+    probe: Callable[[torch.device], Capability] = _any_device
+
+    def items(self) -> Iterable[tuple[str, Kernel]]:
+        """Yield every (op name, kernel) pair."""
+        for name, kernels in self.kernels.items():
+            for kernel in kernels if isinstance(kernels, tuple) else (kernels,):
+                yield name, kernel
+
+
+def last_dim_multiple_of(n: int) -> Predicate:
+    """Return a predicate that refuses a last dimension that ``n`` does not divide."""
+
+    def rejects(signature: Signature) -> str | None:
+        size = signature.axis("last_dim")
+        return f"last dimension {size} is not a multiple of {n}" if size % n else None
+
+    return rejects
+
+
+class NoKernelError(RuntimeError):
+    """No kernel may serve a call; the message names every candidate and its reason."""
+
+    def __init__(self, message: str, decision: Any = None) -> None:
+        """Keep the decision, so that callers can inspect the reasons."""
+        super().__init__(message)
+        self.decision = decision

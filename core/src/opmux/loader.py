@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load backends so that one bad plugin never hurts the others.
+
+Entry points of group ``opmux.backends``, sorted by (distribution, name) -> static manifest, read
+without importing -> deny list -> handshake -> import and hook in a transaction -> commit, or keep
+the failure. pluggy carries the hook; its own entry-point loader is not used, because one broken
+wheel makes it raise half-way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.metadata
+import os
+import platform
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pluggy
+import torch
+
+from opmux import hookspecs, manifest, policy
+from opmux.kernel import Backend, Capability, Code, Kernel, Reason
+
+GROUP = "opmux.backends"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A plugin, or one op of it, that was refused: named in every later "no kernel" error."""
+
+    backend: str
+    dist: str
+    reason: Reason
+    op: str = ""
+    detail: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        """Return ``backend (dist): reason``."""
+        op = f", op {self.op}" if self.op else ""
+        return f"{self.backend} ({self.dist}{op}): {self.reason}"
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A backend in service."""
+
+    backend: Backend
+    dist: str
+    version: str
+    namespace: str
+    info: Mapping[str, Any]
+    refused: Mapping[str, Reason]
+    _capabilities: dict[torch.device, Capability] = field(default_factory=dict)
+    _overloads: dict[str, Callable[..., Any]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The backend's name."""
+        return self.backend.name
+
+    def capability(self, device: torch.device) -> Capability:
+        """Return what the backend's probe says of a device; asked once."""
+        if device not in self._capabilities:
+            try:
+                found = self.backend.probe(device)
+                if not isinstance(found, Capability):
+                    raise TypeError(f"probe returned {found!r}, not a Capability")
+            except Exception as error:
+                sentence = f"its probe raised {type(error).__name__}: {error}"
+                found = Capability(refused=Reason(Code.RUNTIME, sentence))
+            self._capabilities[device] = found
+        return self._capabilities[device]
+
+    def overload(self, symbol: str) -> Callable[..., Any]:
+        """Return the torch op of a kernel."""
+        if symbol not in self._overloads:
+            packet = getattr(getattr(torch.ops, self.namespace), symbol)
+            self._overloads[symbol] = packet.default
+        return self._overloads[symbol]
+
+
+@dataclass(frozen=True, eq=False)
+class Registry:
+    """Everything that was found, in an order that does not depend on installation."""
+
+    backends: tuple[Loaded, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all backends, loaded or not."""
+        return frozenset({b.name for b in self.backends} | {f.backend for f in self.failures})
+
+    def kernels(self, op: str) -> Iterator[tuple[Loaded, Kernel]]:
+        """Yield (backend, kernel) for an op."""
+        for loaded in self.backends:
+            for name, kernel in loaded.backend.items():
+                if name == op:
+                    yield loaded, kernel
+
+
+class _Refused(Exception):
+    def __init__(self, code: Code, sentence: str, remedy: str = "") -> None:
+        super().__init__(sentence)
+        self.reason = Reason(code, sentence, remedy)
+
+
+_lock = threading.RLock()
+_registry: Registry | None = None
+# A library or schema stays in the process once registered; loading again finds it here.
+_native: dict[tuple[str, str], Mapping[str, Any]] = {}
+_libraries: dict[str, torch.library.Library] = {}
+
+# A fork in the middle of loading would leave the child with half a registry and a held lock.
+os.register_at_fork(
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+)
+
+
+def discover() -> Iterable[importlib.metadata.EntryPoint]:
+    """Return the entry points of all installed plugins."""
+    return importlib.metadata.entry_points(group=GROUP)
+
+
+def load() -> Registry:
+    """Load every installed backend once and return the registry; called by the first op call."""
+    global _registry
+    if _registry is not None:
+        return _registry
+    with _lock:
+        if _registry is None:
+            _registry = _load_all(discover())
+        return _registry
+
+
+def failures() -> tuple[Failure, ...]:
+    """Return every plugin, or op of a plugin, that was refused, with the reason."""
+    return load().failures
+
+
+def reset() -> None:
+    """Forget the registry, so that the next call discovers plugins again. For tests and tools."""
+    global _registry
+    with _lock:
+        _registry = None
+        policy.reset()
+
+
+def _dist(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
+    dist = entry.dist
+    return (dist.name, dist.version) if dist is not None else ("unknown", "0")
+
+
+def _load_all(entries: Iterable[importlib.metadata.EntryPoint]) -> Registry:
+    denied = policy.denied_at_load()
+    backends: list[Loaded] = []
+    failed: list[Failure] = []
+    # A distribution found twice on sys.path is one plugin, not two.
+    unique = {(_dist(e)[0], e.name, e.value): e for e in entries}
+    for (dist, name, _), entry in sorted(unique.items()):
+        if name in denied:
+            reason = Reason(Code.DENIED, "excluded by OPMUX_BACKENDS or opmux.toml, not loaded")
+            failed.append(Failure(name, dist, reason))
+            continue
+        try:
+            loaded = _load_one(entry, backends)
+        except _Refused as refusal:
+            failed.append(Failure(name, dist, refusal.reason))
+        except (Exception, SystemExit) as error:
+            reason = Reason(Code.FAILED, f"{type(error).__name__}: {_first_line(error)}")
+            failed.append(Failure(name, dist, reason, detail=traceback.format_exc()))
+        else:
+            backends.append(loaded)
+            failed += [Failure(name, dist, why, op) for op, why in loaded.refused.items()]
+    return Registry(tuple(backends), tuple(failed))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def _load_one(entry: importlib.metadata.EntryPoint, before: list[Loaded]) -> Loaded:
+    """Take one plugin through the handshake; raises, and leaves nothing behind, when it fails."""
+    dist, version = _dist(entry)
+    static = _read_manifest(entry)
+    _check_versions(static)
+    plugins = pluggy.PluginManager("opmux")
+    plugins.add_hookspecs(hookspecs)
+    plugins.register(entry.load(), name=entry.name)
+    plugins.check_pending()  # a misspelt hook is an error, not silence
+    found = plugins.hook.opmux_backend()
+    if len(found) != 1 or not isinstance(found[0], Backend):
+        raise _Refused(
+            Code.INTERFACE,
+            f"its opmux_backend hook must return one Backend, got {found!r}",
+            "implement opmux_backend with @opmux.hookimpl",
+        )
+    backend = found[0]
+    _check_backend(entry, static, backend)
+    for other in before:
+        if other.name == backend.name:
+            raise _Refused(
+                Code.INTERFACE,
+                f"the name {backend.name!r} is taken by {other.dist}",
+                f"uninstall {dist} or {other.dist}",
+            )
+    refused = _check_ops(static, backend)
+    why = backend.check_host() if backend.check_host else None
+    if why is not None:
+        raise _Refused(why.code, why.sentence, why.remedy)
+    namespace = f"opmux_{backend.name}"
+    info: Mapping[str, Any] = {}
+    if backend.library is not None:
+        _check_digest(static, backend.library)
+        info = _register_native(backend, namespace, refused)
+    _define(backend, namespace, refused)
+    return Loaded(backend, dist, version, namespace, info, refused)
+
+
+def _read_manifest(entry: importlib.metadata.EntryPoint) -> manifest.Manifest:
+    try:
+        return manifest.find(entry.module)
+    except manifest.ManifestError as error:
+        raise _Refused(Code.INTERFACE, str(error), error.remedy) from None
+
+
+def _check_versions(static: manifest.Manifest) -> None:
+    from opmux import __version__
+
+    for what, have, (low, below) in (
+        ("opmux", __version__, static.opmux), ("torch", torch.__version__, static.torch),
+    ):  # fmt: skip
+        version = torch.torch_version.TorchVersion(have)
+        if version < low or (below and version >= below):
+            wanted = f"{what} >= {low}" + (f", < {below}" if below else "")
+            raise _Refused(
+                Code.INTERFACE, f"it needs {wanted}, this is {have}", f'pip install "{wanted}"'
+            )
+
+
+def _check_backend(
+    entry: importlib.metadata.EntryPoint, static: manifest.Manifest, backend: Backend
+) -> None:
+    if not backend.name.isidentifier() or backend.name in ("reference", "core"):
+        raise _Refused(Code.INTERFACE, f"backend name {backend.name!r} is not allowed")
+    names = (("entry point", entry.name, backend.name), ("manifest", static.backend, backend.name),
+             ("manifest's device", static.device, backend.device))  # fmt: skip
+    for what, said, is_ in names:
+        if said != is_:
+            raise _Refused(
+                Code.INTERFACE, f"the {what} says {said!r}, the backend says {is_!r}"
+            )
+    claimed, real = set(static.ops), set(backend.kernels)
+    if claimed != real:
+        differing = ", ".join(sorted(claimed ^ real))
+        raise _Refused(
+            Code.INTERFACE,
+            f"manifest and backend disagree about ops: {differing}",
+            "build the manifest again",
+        )
+    for name, kernel in backend.items():
+        if not isinstance(kernel, Kernel):
+            raise _Refused(Code.INTERFACE, f"{name}: {kernel!r} is not a Kernel")
+        if kernel.fn is None and backend.library is None:
+            raise _Refused(Code.INTERFACE, f"{name}: neither fn nor library implements it")
+
+
+def _check_ops(static: manifest.Manifest, backend: Backend) -> dict[str, Reason]:
+    """Return the ops whose meaning differs from this core's; the others go into service."""
+    from opmux.dispatch import unknown
+    from opmux.op import all_ops
+
+    ops = all_ops()
+    refused = {}
+    for name in backend.kernels:
+        if name not in ops:
+            refused[name] = Reason(
+                Code.INTERFACE, unknown("op", name, ops), "upgrade opmux or the backend"
+            )
+        elif static.ops[name] != ops[name].schema_hash:
+            refused[name] = Reason(
+                Code.INTERFACE,
+                f"built for interface {static.ops[name]} of {name}, "
+                f"this core has {ops[name].schema_hash}",
+                "install matching versions of opmux and the backend",
+            )
+    return refused
+
+
+def _check_digest(static: manifest.Manifest, library: Path) -> None:
+    if not library.is_file():
+        raise _Refused(
+            Code.FAILED, f"library {library.name} is missing", "install the wheel again"
+        )
+    if hashlib.sha256(library.read_bytes()).hexdigest() != static.sha256:
+        raise _Refused(
+            Code.FAILED,
+            f"library {library.name} is not the one that its manifest names",
+            "install the wheel again",
+        )
+
+
+def _register_native(
+    backend: Backend, namespace: str, refused: Mapping[str, Reason]
+) -> Mapping[str, Any]:
+    """Load the library, compare interfaces, register its kernels; return what it says of the host.
+
+    Nothing runs in the library before its C++ types have been compared with core's schemas.
+    """
+    import json
+
+    from opmux.op import all_ops
+
+    key = (str(backend.library), namespace)
+    if key in _native:
+        return _native[key]
+    try:
+        library = ctypes.CDLL(str(backend.library))
+    except OSError as error:
+        raise _Refused(
+            Code.FAILED,
+            str(error),
+            f"torch {torch.__version__} on {platform.machine()} cannot load it",
+        ) from None
+    for name in ("opmux_interface", "opmux_register", "opmux_info"):
+        if not hasattr(library, name):
+            raise _Refused(Code.INTERFACE, f"library {backend.library} does not export {name}")
+        getattr(library, name).restype = ctypes.c_char_p
+    has = {line.split("(")[0]: line for line in library.opmux_interface().decode().split()}
+    ops = all_ops()
+    for op_name, kernel in backend.items():
+        if kernel.fn is not None or op_name in refused:
+            continue
+        symbol = kernel.symbol or op_name
+        wanted = ops[op_name].interface.replace(op_name, symbol, 1)
+        if has.get(symbol) != wanted:
+            got = has.get(symbol, "nothing")
+            raise _Refused(
+                Code.INTERFACE, f"the library implements {got}, core defines {wanted}"
+            )
+    library.opmux_register.argtypes = [ctypes.c_char_p]
+    error_text = library.opmux_register(namespace.encode())
+    if error_text:
+        raise _Refused(Code.RUNTIME, error_text.decode())
+    _native[key] = json.loads(library.opmux_info().decode())
+    return _native[key]
+
+
+def _define(backend: Backend, namespace: str, refused: Mapping[str, Reason]) -> None:
+    """Define the schemas in the backend's namespace, with fakes, and bind Python callables."""
+    from opmux.op import all_ops
+
+    ops = all_ops()
+    key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(backend.device, "PrivateUse1")
+    for op_name, kernel in backend.items():
+        if op_name in refused:
+            continue
+        symbol = kernel.symbol or op_name
+        qualified = f"{namespace}::{symbol}"
+        old = _libraries.pop(qualified, None)
+        if old is not None:
+            old._destroy()
+        library = torch.library.Library(namespace, "FRAGMENT")
+        library.define(symbol + ops[op_name].schema)
+        if kernel.fn is not None:
+            library.impl(symbol, kernel.fn, key)
+        torch.library.register_fake(qualified, _fake, lib=library)
+        _libraries[qualified] = library
+
+
+def _fake(*_: Any) -> None:
+    """Native ops return nothing: their results are arguments, which the caller allocated."""
