@@ -9,7 +9,7 @@ For ``silu_and_mul(x)`` the generated call reads, in short::
         try:
             if out is None:
                 out = allocate(x)
-            table[scope() if backend is None else backend, x.device, x.dtype](x, out)
+            table[scope() if backend is None else choice(backend), x.device, x.dtype](x, out)
         except Exception as error:
             diagnose(error, (x,), (out,), backend)
         return out
@@ -47,7 +47,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 
 class Table(dict[Any, Call]):
-    """(scope or backend name, device, dtype) -> what runs. Emptied when the policy changes."""
+    """(scope, device, dtype) -> what runs. Emptied when the policy changes."""
 
     def __init__(self, op: Op) -> None:
         """Start empty."""
@@ -58,12 +58,14 @@ class Table(dict[Any, Call]):
     def __missing__(self, key: tuple[Any, torch.device, torch.dtype]) -> Call:
         """Decide for a new key."""
         choice, device, dtype = key
+        generation = policy.generation
         if any(kernel.needs_detail for _, kernel in loader.load().kernels(self.op.name)):
             call = _detailed(self.op, choice, device)
         else:
             signature = Signature(self.op.name, device, ((self.op.leading, dtype),))
             call = self.decide(signature, choice).call
-        self[key] = call
+        if generation == policy.generation:  # else another thread has changed the policy
+            self[key] = call
         return call
 
     def decide(self, signature: Signature, choice: Any) -> selection.Decision:
@@ -110,23 +112,29 @@ def signature_of(op: Op, device: torch.device, contiguous: bool, *facts: Any) ->
 
 
 def resolve(
-    name: str, token: str, backend: str | None, device: torch.device, contiguous: Any, *facts: Any
+    name: str,
+    generation: str,
+    token: str,
+    backend: str | None,
+    device: torch.device,
+    contiguous: Any,
+    *facts: Any,
 ) -> str:
     """Return ``namespace.symbol`` of the chosen kernel, or ``reference``; runs while tracing.
 
-    ``token`` changes with the policy, so that compiled code is guarded on it. An answer of ``?``
-    asks for the call again with the layout.
+    ``generation`` and ``token`` change with the policy, so that compiled code is guarded on them.
+    An answer of ``?`` asks for the call again with the layout.
     """
     from opmux.op import find
 
     op = find(name)
+    op.check_dtype(facts[0])
     if contiguous is None:
         if any(k.layout != "rows" for _, k in loader.load().kernels(name)):
             return "?"
         contiguous = True
     signature = signature_of(op, device, contiguous, *facts)
-    choice = policy.scope() if backend is None else backend
-    winner = op.table.decide(signature, choice).winner
+    winner = op.table.decide(signature, policy.choice(backend, token)).winner
     return winner.target if winner is not None else "reference"
 
 
@@ -136,18 +144,21 @@ resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def diagnose(
-    op: Op, error: Exception, args: Sequence[Any], outs: Sequence[Any], backend: Any
+    op: Op,
+    error: Exception,
+    args: Sequence[Any],
+    outs: Sequence[Any],
+    backend: Any,
+    bound: str = "",
 ) -> NoReturn:
-    """Raise what the user should read about a failed call."""
-    if not isinstance(error, NoKernelError):
-        op.check(args, outs)  # raises when the call itself is at fault
-        if type(error) in (RuntimeError, NotImplementedError):
-            choice = policy.scope() if backend is None else backend
-            decision = _decision(op, args, outs, choice)
-            raise RuntimeError(
-                f"{op.name}: backend {decision.winner and decision.winner.backend} failed on "
-                f"{decision.signature}: {error}"
-            ) from error
+    """Raise what the user should read about a failed call; ``bound`` names a bound kernel."""
+    op.check(args, outs)  # raises when the call itself is at fault
+    if type(error) in (RuntimeError, NotImplementedError):
+        decision = _decision(op, args, outs, policy.choice(backend))
+        ran = bound or (decision.winner and decision.winner.name)
+        raise RuntimeError(
+            f"{op.name}: backend {ran} failed on {decision.signature}: {error}"
+        ) from error
     raise error
 
 
@@ -193,19 +204,47 @@ def explain(
     """Evaluate a call without running it."""
     values, outs = _bound(op, args, kwargs)
     op.check(values, outs)
-    return _decision(op, values, outs, policy.scope() if backend is None else backend)
+    return _decision(op, values, outs, policy.choice(backend))
 
 
 def bind(op: Op, args: Sequence[Any], kwargs: dict[str, Any], backend: str | None) -> Call:
     """Decide once and return the generated call over the chosen kernel."""
     values, outs = _bound(op, args, kwargs)
     op.check(values, outs)
-    decision = _decision(op, values, outs, policy.scope() if backend is None else backend)
+    decision = _decision(op, values, outs, policy.choice(backend))
     if decision.winner is None:
         raise NoKernelError(str(decision), decision)
     selection.warn_reference(decision)
-    bound: Call = op.make_bound(decision.call)  # type: ignore[attr-defined]
+    kernel = _guarded(op, decision)
+    bound: Call = op.make_bound(kernel, decision.winner.name)  # type: ignore[attr-defined]
     return bound
+
+
+def _guarded(op: Op, decision: selection.Decision) -> Call:
+    """Return the winner's call; one that would run what it does not claim gets its gates before it.
+
+    The reference checks for itself, and so does a native kernel that states dtypes alone.
+    """
+    winner = decision.winner
+    if winner is None or winner.kernel is None or winner.backend == selection.REFERENCE:
+        return decision.call
+    if winner.kernel.fn is None and not winner.kernel.needs_detail:
+        return decision.call
+    call, facts = decision.call, op.facts  # type: ignore[attr-defined]
+    place = [name for name, _, _ in op.native].index(op.leading)
+    served = set()
+
+    def guarded(*args: Any) -> Any:
+        key = (args[place].device, *facts(*args))
+        if key not in served:
+            signature = signature_of(op, *key)
+            reason = selection.refusal(decision, op, signature)
+            if reason is not None:
+                raise NoKernelError(f"no kernel for {signature}: bound to {winner.name}: {reason}")
+            served.add(key)
+        return call(*args)
+
+    return guarded
 
 
 # ---- code generation ----
@@ -216,34 +255,41 @@ def {name}(self, {params}*, backend=None):
         return traced({names}{outs}backend)
     try:
 {allocate}
-        table[scope() if backend is None else backend, {lead}.device, {lead}.dtype]({native})
+        table[
+            scope() if backend is None else choice(backend), {lead}.device, {lead}.dtype
+        ]({native})
     except Exception as error:
         diagnose(op, error, ({names}), ({outs}), backend)
     return {result}
 
-def make_bound(kernel):
+def make_bound(kernel, bound):
     def {name}({bound_params}):
         try:
 {allocate_deeper}
             kernel({native})
         except Exception as error:
-            diagnose(op, error, ({names}), ({outs}), None)
+            diagnose(op, error, ({names}), ({outs}), None, bound)
         return {result}
     return {name}
 
 def traced({traced_params}):
 {remember}
 {allocate_shallow}
-    target = resolve({key_name!r}, policy.trace_token, backend, {lead}.device, None, {facts})
+    policies = (policy.generation, policy.traced.token, backend)
+    target = resolve({key_name!r}, *policies, {lead}.device, None, {facts})
     if target == "?":
-        target = resolve(
-            {key_name!r}, policy.trace_token, backend, {lead}.device, {contiguous}, {facts}
-        )
+        target = resolve({key_name!r}, *policies, {lead}.device, {contiguous}, {facts})
     if target == "reference":
 {traced_reference}
     namespace, symbol = target.split(".")
     getattr(getattr(torch.ops, namespace), symbol).default({native})
     return {result}
+
+def checked(fn):
+    def {name}({schema_names}):
+        check(({merged}), ({outs}))
+        fn({schema_names})
+    return {name}
 
 def facts({schema_names}):
     return ({native_contiguous}, {native_facts})
@@ -352,6 +398,10 @@ def source(op: Op) -> str:
         contiguous=_contiguous(traced_tensors),
         native_contiguous=_contiguous(tensors),
         native_facts=", ".join([*dtype_facts(False), f"{op.leading}.shape[-1]", *op.scalars]),
+        merged="".join(
+            f"{n} if {n}_per_row is None else {n}_per_row, " if n in per_row else f"{n}, "
+            for n in (p.name for p in op.params)
+        ),
         schema_names=", ".join(name for name, _, _ in op.native),
         merge=_lines(4, *merge),
         traced_reference=_lines(8, *traced_reference),
@@ -366,6 +416,7 @@ def install(op: Op) -> None:
         "allocate": op.allocate,
         "body": op.body,
         "check": op.check,
+        "choice": policy.choice,
         "diagnose": diagnose,
         "index": operator.index,
         "is_compiling": torch.compiler.is_compiling,
@@ -384,4 +435,5 @@ def install(op: Op) -> None:
     cls.__call__ = namespace[op.name]
     cls.facts = staticmethod(namespace["facts"])
     cls.reference = staticmethod(namespace["reference"])
+    cls.checked = staticmethod(namespace["checked"])
     cls.make_bound = staticmethod(namespace["make_bound"])

@@ -152,7 +152,7 @@ class Kernel:
         return self.rejects is not None or self.layout != "rows"
 
 
-def _any_device(device: torch.device) -> Capability:
+def _any_device(device: torch.device, info: Mapping[str, Any]) -> Capability:
     return Capability()
 
 
@@ -167,7 +167,8 @@ class Backend:
         library: the native library that implements the kernels without ``fn``.
         check_host: says why the library must not be loaded on this host, else None. It runs before
             the library is touched.
-        probe: describes one device; called once per device, after the library is loaded.
+        probe: describes one device, given it and what the library's ``opmux_info`` said; called
+            once per device, after the library is loaded.
     """
 
     name: str
@@ -175,7 +176,7 @@ class Backend:
     kernels: Mapping[str, Kernel | tuple[Kernel, ...]] = field(default_factory=dict)
     library: Path | None = None
     check_host: Callable[[], Reason | None] | None = None
-    probe: Callable[[torch.device], Capability] = _any_device
+    probe: Callable[[torch.device, Mapping[str, Any]], Capability] = _any_device
 
     def items(self) -> Iterable[tuple[str, Kernel]]:
         """Yield every (op name, kernel) pair."""

@@ -68,7 +68,7 @@ class Loaded:
         """Return what the backend's probe says of a device; asked once."""
         if device not in self._capabilities:
             try:
-                found = self.backend.probe(device)
+                found = self.backend.probe(device, self.info)
                 if not isinstance(found, Capability):
                     raise TypeError(f"probe returned {found!r}, not a Capability")
             except Exception as error:
@@ -113,6 +113,7 @@ class _Refused(Exception):
 
 _lock = threading.RLock()
 _registry: Registry | None = None
+_loading = False
 # A library or schema stays in the process once registered; loading again finds it here.
 _native: dict[tuple[str, str], Mapping[str, Any]] = {}
 _libraries: dict[str, torch.library.Library] = {}
@@ -130,12 +131,18 @@ def discover() -> Iterable[importlib.metadata.EntryPoint]:
 
 def load() -> Registry:
     """Load every installed backend once and return the registry; called by the first op call."""
-    global _registry
+    global _registry, _loading
     if _registry is not None:
         return _registry
     with _lock:
+        if _loading:  # in this thread: the others wait for the lock
+            raise RuntimeError("a plugin must not call ops or opmux.load() while it is loaded")
         if _registry is None:
-            _registry = _load_all(discover())
+            _loading = True
+            try:
+                _registry = _load_all(discover())
+            finally:
+                _loading = False
         return _registry
 
 
@@ -153,8 +160,12 @@ def reset() -> None:
 
 
 def _dist(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    dist = entry.dist
-    return (dist.name, dist.version) if dist is not None else ("unknown", "0")
+    try:
+        dist = entry.dist
+        found = (dist.name, dist.version) if dist is not None else ("", "")
+    except Exception:  # its METADATA is missing or broken: how that shows depends on the Python
+        found = ("", "")
+    return found[0] or "unknown", found[1] or "0"
 
 
 def _load_all(entries: Iterable[importlib.metadata.EntryPoint]) -> Registry:
@@ -253,9 +264,7 @@ def _check_backend(
              ("manifest's device", static.device, backend.device))  # fmt: skip
     for what, said, is_ in names:
         if said != is_:
-            raise _Refused(
-                Code.INTERFACE, f"the {what} says {said!r}, the backend says {is_!r}"
-            )
+            raise _Refused(Code.INTERFACE, f"the {what} says {said!r}, the backend says {is_!r}")
     claimed, real = set(static.ops), set(backend.kernels)
     if claimed != real:
         differing = ", ".join(sorted(claimed ^ real))
@@ -264,9 +273,15 @@ def _check_backend(
             f"manifest and backend disagree about ops: {differing}",
             "build the manifest again",
         )
+    symbols: set[str] = set()
     for name, kernel in backend.items():
         if not isinstance(kernel, Kernel):
             raise _Refused(Code.INTERFACE, f"{name}: {kernel!r} is not a Kernel")
+        symbol = kernel.symbol or name
+        if symbol in symbols or not symbol.isidentifier():
+            what = "is the symbol of two kernels" if symbol in symbols else "is no identifier"
+            raise _Refused(Code.INTERFACE, f"{name}: {symbol!r} {what}")
+        symbols.add(symbol)
         if kernel.fn is None and backend.library is None:
             raise _Refused(Code.INTERFACE, f"{name}: neither fn nor library implements it")
 
@@ -295,9 +310,7 @@ def _check_ops(static: manifest.Manifest, backend: Backend) -> dict[str, Reason]
 
 def _check_digest(static: manifest.Manifest, library: Path) -> None:
     if not library.is_file():
-        raise _Refused(
-            Code.FAILED, f"library {library.name} is missing", "install the wheel again"
-        )
+        raise _Refused(Code.FAILED, f"library {library.name} is missing", "install the wheel again")
     if hashlib.sha256(library.read_bytes()).hexdigest() != static.sha256:
         raise _Refused(
             Code.FAILED,
@@ -341,9 +354,7 @@ def _register_native(
         wanted = ops[op_name].interface.replace(op_name, symbol, 1)
         if has.get(symbol) != wanted:
             got = has.get(symbol, "nothing")
-            raise _Refused(
-                Code.INTERFACE, f"the library implements {got}, core defines {wanted}"
-            )
+            raise _Refused(Code.INTERFACE, f"the library implements {got}, core defines {wanted}")
     library.opmux_register.argtypes = [ctypes.c_char_p]
     error_text = library.opmux_register(namespace.encode())
     if error_text:
@@ -358,20 +369,30 @@ def _define(backend: Backend, namespace: str, refused: Mapping[str, Reason]) -> 
 
     ops = all_ops()
     key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(backend.device, "PrivateUse1")
-    for op_name, kernel in backend.items():
-        if op_name in refused:
-            continue
-        symbol = kernel.symbol or op_name
-        qualified = f"{namespace}::{symbol}"
-        old = _libraries.pop(qualified, None)
-        if old is not None:
-            old._destroy()
-        library = torch.library.Library(namespace, "FRAGMENT")
-        library.define(symbol + ops[op_name].schema)
-        if kernel.fn is not None:
-            library.impl(symbol, kernel.fn, key)
-        torch.library.register_fake(qualified, _fake, lib=library)
-        _libraries[qualified] = library
+    made = []
+    try:
+        for op_name, kernel in backend.items():
+            if op_name in refused:
+                continue
+            symbol = kernel.symbol or op_name
+            qualified = f"{namespace}::{symbol}"
+            _undefine(qualified)
+            _libraries[qualified] = library = torch.library.Library(namespace, "FRAGMENT")
+            made.append(qualified)
+            library.define(symbol + ops[op_name].schema)
+            if kernel.fn is not None:
+                library.impl(symbol, ops[op_name].checked(kernel.fn), key)  # type: ignore[attr-defined]
+            torch.library.register_fake(qualified, _fake, lib=library)
+    except BaseException:
+        for qualified in made:
+            _undefine(qualified)
+        raise
+
+
+def _undefine(qualified: str) -> None:
+    library = _libraries.pop(qualified, None)
+    if library is not None:
+        library._destroy()
 
 
 def _fake(*_: Any) -> None:

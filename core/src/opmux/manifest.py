@@ -25,7 +25,9 @@ FORMAT = 1
 class ManifestError(Exception):
     """A manifest that is missing or wrong."""
 
-    def __init__(self, sentence: str, remedy: str = "build it with python -m opmux.manifest") -> None:
+    def __init__(
+        self, sentence: str, remedy: str = "build it with python -m opmux.manifest"
+    ) -> None:
         """Keep the remedy."""
         super().__init__(sentence)
         self.remedy = remedy
@@ -50,7 +52,7 @@ def find(module: str) -> Manifest:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError) as error:
         raise ManifestError(f"module {top} cannot be found: {error}", "install it again") from None
-    if spec is None or spec.origin is None and not spec.submodule_search_locations:
+    if spec is None or (spec.origin is None and not spec.submodule_search_locations):
         raise ManifestError(f"module {top} does not exist", "install it again")
     folders = [Path(p) for p in spec.submodule_search_locations or ()]
     paths = [folder / FILE for folder in folders]

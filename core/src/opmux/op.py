@@ -201,19 +201,21 @@ class Op:
                     f"{self.name}: last dimension of {name} must be contiguous, "
                     f"got stride {tensor.stride(-1)}"
                 )
-        if self.dtypes and leading.dtype not in self.dtypes:
+        self.check_dtype(leading.dtype)
+        self._check_outs(args, outs)
+
+    def check_dtype(self, dtype: torch.dtype) -> None:
+        """Raise TypeError for a dtype that the leading tensor may not have."""
+        if self.dtypes and dtype not in self.dtypes:
             raise TypeError(
                 f"{self.name}: dtype of {self.leading} must be one of {_names(self.dtypes)}, "
-                f"got {_names((leading.dtype,))}"
+                f"got {_names((dtype,))}"
             )
-        self._check_outs(args, outs)
 
     def _check_outs(self, args: Sequence[Any], outs: Sequence[Tensor | None]) -> None:
         expected = self.allocate(*args)
-        if not any(out is not None for out in outs):
-            return
         wanted = expected if isinstance(expected, tuple) else (expected,)
-        for name, want, got in zip(self.outs, wanted, outs, strict=True):
+        for name, want, got in zip(self.outs, wanted, outs, strict=False):
             if got is None:
                 continue
             if got.shape != want.shape:
@@ -239,7 +241,7 @@ class Op:
         for param, value in zip(self.params, args, strict=True):
             if param.mutated and value is not None:
                 yield param.name, value
-        for name, got in zip(self.outs, outs, strict=True):
+        for name, got in zip(self.outs, outs, strict=False):
             if got is not None:
                 yield name, got
 

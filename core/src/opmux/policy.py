@@ -64,6 +64,7 @@ class Scope:
     """The layers that ``use()`` has put in force; interned, so that a scope is a cheap key."""
 
     layers: tuple[Layer, ...]
+    token: str  # names the scope in the guards of compiled code
 
 
 class _Layers:
@@ -75,13 +76,25 @@ class _Layers:
         self.models: dict[str, Layer] = {}
         self.configured: Layer | None = None
         self.scopes: dict[Any, Scope] = {}
+        self.tokens: dict[str, Scope] = {}
         self.cache: dict[Any, dict[str, Settings]] = {}
+
+
+class _Traced(threading.local):
+    """The token of this thread's scope: compiled code cannot read a ContextVar, nor be guarded on it.
+
+    Thus compiled code follows the thread's innermost ``use()``, also in asyncio tasks.
+    """
+
+    def __init__(self) -> None:
+        self.token = ""
 
 
 _state = _Layers()
 _active: ContextVar[Scope | None] = ContextVar("opmux_scope", default=None)
 scope: Callable[[], Scope | None] = _active.get
-trace_token = ""  # changes with the policy, so that compiled code is guarded on it
+traced = _Traced()
+generation = "0"  # changes with the process's policy, so that compiled code is guarded on it
 
 
 def _clean(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
@@ -107,20 +120,26 @@ def _clean(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
         known = [p.value for p in Property]
         for name in names if key == "require" else ():
             if name not in known:
-                raise ValueError(
-                    f"{origin}: require must be of {', '.join(known)}, got {name!r}"
-                )
+                raise ValueError(f"{origin}: require must be of {', '.join(known)}, got {name!r}")
         out[key] = names
     return out
 
 
-def _layer(level: str, origin: str, values: Mapping[str, Any]) -> Layer:
-    ops = values.get("ops", {})
-    if not isinstance(ops, Mapping):
-        raise TypeError(f"{origin}: ops must map op names to settings, got {ops!r}")
+def _layer(level: str, origin: str, values: Any) -> Layer:
+    values = _mapping(values, origin, "settings")
+    ops = _mapping(values.get("ops", {}), origin, "ops")
     own = {k: v for k, v in values.items() if k != "ops"}
-    per_op = {name: _clean(v, f"{origin}, op {name}") for name, v in ops.items()}
+    per_op = {
+        name: _clean(_mapping(v, origin, f"ops.{name}"), f"{origin}, op {name}")
+        for name, v in ops.items()
+    }
     return Layer(level, origin, _clean(own, origin), per_op)
+
+
+def _mapping(value: Any, origin: str, key: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{origin}: {key} must map names to settings, got {value!r}")
+    return value
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -130,7 +149,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         import tomli as tomllib
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # not TOML, or not UTF-8
         raise ValueError(f"{path}: {error}") from None
 
 
@@ -143,8 +162,8 @@ def base() -> tuple[Layer, ...]:
             path = Path(explicit or "opmux.toml")
             if explicit or path.is_file():
                 values = _read_toml(path)
-                models = values.pop("models", {})
                 origin = str(path.resolve())
+                models = _mapping(values.pop("models", {}), origin, "models")
                 layers.append(_layer("opmux.toml", origin, values))
                 _state.models = {
                     name: _layer("model", f"{origin}, model {name}", v)
@@ -161,27 +180,46 @@ def base() -> tuple[Layer, ...]:
         return _state.base
 
 
-def _layers(choice: Scope | str | None) -> list[Layer]:
+def _intern(outer: Scope | None, key: Any, layers: Callable[[], Sequence[Layer]]) -> Scope:
+    """Return the scope of an outer one with layers on top; the same key gives the same scope."""
+    with _state.lock:
+        found = _state.scopes.get((outer, key))
+        if found is None:
+            token = str(len(_state.tokens) + 1)
+            found = Scope((*(outer.layers if outer else ()), *layers()), token)
+            _state.scopes[outer, key] = _state.tokens[token] = found
+        return found
+
+
+def choice(backend: str | None, token: str | None = None) -> Scope | None:
+    """Return what a call follows: the scope in force, or that of a token, and a named backend."""
+    current = scope() if token is None else _state.tokens.get(token)
+    if backend is None:
+        return current
+    if not isinstance(backend, str):
+        raise TypeError(f"backend must be a name, got {backend!r}")
+    return _state.scopes.get((current, backend)) or _intern(
+        current, backend, lambda: [_layer("backend=", "backend=", {"backends": [backend]})]
+    )
+
+
+def _layers(chosen: Scope | None) -> list[Layer]:
     layers = list(base())
     if _state.configured:
         layers.append(_state.configured)
-    if isinstance(choice, str):
-        current = scope()
-        layers += current.layers if current else ()
-        layers.append(_layer("backend=", "backend=", {"backends": [choice]}))
-    elif choice is not None:
-        layers += choice.layers
+    layers += chosen.layers if chosen else ()
     return sorted(layers, key=lambda layer: _LEVELS.index(layer.level))
 
 
-def effective(choice: Scope | str | None) -> Callable[[str], Settings]:
+def effective(chosen: Scope | str | None) -> Callable[[str], Settings]:
     """Return a function from an op's name to its settings under a scope or a named backend."""
+    under = choice(chosen) if isinstance(chosen, str) else chosen
 
     def settings(op: str) -> Settings:
-        known = _state.cache.setdefault(choice if not isinstance(choice, str) else None, {})
-        if op in known and not isinstance(choice, str):
+        known = _state.cache.setdefault(under, {})
+        if op in known:
             return known[op]
-        layers = _layers(choice)
+        layers = _layers(under)
         _check_names(layers)
         values: dict[str, Any] = {}
         origins: dict[str, str] = {}
@@ -190,20 +228,23 @@ def effective(choice: Scope | str | None) -> Callable[[str], Settings]:
                 values.update(source)
                 origins.update(dict.fromkeys(source, layer.origin))
         found = Settings(**values, origins=origins)
-        if not isinstance(choice, str):
-            known[op] = found
+        known[op] = found
         return found
 
     return settings
 
 
 def _check_names(layers: Sequence[Layer]) -> None:
-    """Refuse backend names that nobody knows; a misspelt wish must not be ignored."""
-    from opmux import loader
+    """Refuse names of backends and ops that nobody knows; a misspelt wish must not be ignored."""
+    from opmux import loader, ops
     from opmux.dispatch import unknown
+    from opmux.op import OPS
 
     known = {"*", "reference", *KNOWN, *loader.load().names}
     for layer in layers:
+        for op in layer.ops:
+            if op not in OPS and op not in ops.families():
+                raise ValueError(f"{layer.origin}: {unknown('op', op, {*OPS, *ops.families()})}")
         for source in (layer.values, *layer.ops.values()):
             for name in source.get("backends", ()):
                 if name.removeprefix("-") not in known:
@@ -221,8 +262,10 @@ def denied_at_load() -> frozenset[str]:
 
 def _changed() -> None:
     """Forget every decision and cached policy."""
+    global generation
     from opmux.op import OPS
 
+    generation = str(int(generation) + 1)
     _state.cache.clear()
     for op in list(OPS.values()):
         op.table.clear()
@@ -250,7 +293,6 @@ def configure(
     Raises:
         ValueError: an unknown backend, property or value.
     """
-    global trace_token
     values = _given(
         backends=backends or None, on_unsupported=on_unsupported, require=require, ops=ops
     )
@@ -263,7 +305,6 @@ def configure(
                 layer.level, layer.origin, {**old.values, **layer.values}, {**old.ops, **layer.ops}
             )
         _state.configured = layer
-        trace_token = f"{trace_token.split('/')[0]}+/"
         _changed()
 
 
@@ -279,7 +320,6 @@ def use(
 
     ``model`` puts the settings of ``[models.NAME]`` in opmux.toml in force.
     """
-    global trace_token
     values = _given(
         backends=backends or None, on_unsupported=on_unsupported, require=require, ops=ops
     )
@@ -292,20 +332,15 @@ def use(
             raise ValueError(f"use(): {unknown('model', model, _state.models)}")
         layers.append(_state.models[model])
     _check_names(layers)
-    outer = scope()
-    key = (outer, model, repr(sorted(values.items())))
-    with _state.lock:
-        inner = _state.scopes.setdefault(
-            key, Scope((*(outer.layers if outer else ()), *layers))
-        )
-    token = _active.set(inner)
-    before = trace_token
-    trace_token = f"{before.split('/')[0]}/{list(_state.scopes.values()).index(inner)}"
+    inner = _intern(scope(), (model, repr(sorted(values.items()))), lambda: layers)
+    before = _active.set(inner)
+    traced.token = inner.token
     try:
         yield
     finally:
-        _active.reset(token)
-        trace_token = before
+        _active.reset(before)
+        outer = scope()
+        traced.token = outer.token if outer else ""
 
 
 def effective_config() -> dict[str, dict[str, Any]]:
@@ -336,5 +371,6 @@ def reset() -> None:
     with _state.lock:
         _state.base = None
         _state.models = {}
+        _state.scopes.clear()  # they hold layers of models from the old opmux.toml
         _state.configured = None
         _changed()

@@ -183,9 +183,7 @@ def _predicate(b: loader.Loaded, k: Kernel, s: Signature, _: Settings) -> Reason
         return Reason(Code.PREDICATE, f"its predicate raised {type(error).__name__}: {error}")
     if sentence is None or isinstance(sentence, str):
         return Reason(Code.PREDICATE, sentence) if sentence else None
-    return Reason(
-        Code.PREDICATE, f"its predicate returned {sentence!r}, not a sentence or None"
-    )
+    return Reason(Code.PREDICATE, f"its predicate returned {sentence!r}, not a sentence or None")
 
 
 HOST_GATES: tuple[Gate, ...] = (_interface, _device, _runtime, _arch)
@@ -252,9 +250,7 @@ def _reference(op: Op, settings: Settings) -> Candidate:
     )
 
 
-def _without_kernel(
-    op: Op, registry: loader.Registry, settings: Settings
-) -> list[Candidate]:
+def _without_kernel(op: Op, registry: loader.Registry, settings: Settings) -> list[Candidate]:
     """Failed, absent and incomplete backends: never chosen, always named."""
     found = [
         Candidate(f.backend, f.dist, refused=f.reason, host_gate=True)
@@ -275,15 +271,12 @@ def _without_kernel(
     return found
 
 
-def evaluate(
-    op: Op, signature: Signature, effective: Callable[[str], Settings]
-) -> Decision:
+def evaluate(op: Op, signature: Signature, effective: Callable[[str], Settings]) -> Decision:
     """Choose the kernel for a signature; a pure function of registry, policy, host, signature."""
     settings = effective(op.name)
     registry = loader.load()
     judged = [
-        _judge(loaded, kernel, signature, settings)
-        for loaded, kernel in registry.kernels(op.name)
+        _judge(loaded, kernel, signature, settings) for loaded, kernel in registry.kernels(op.name)
     ]
     judged.append(_reference(op, settings))
     ranked = sorted((c for c in judged if c.rank), key=lambda c: c.rank)
@@ -298,6 +291,15 @@ def evaluate(
     candidates = tuple(_overruled(c, winner, preferred, settings) for c in ranked) + tuple(rest)
     why = _why(winner, preferred, accepted, settings)
     return Decision(op.name, signature, candidates, winner, settings, why)
+
+
+def refusal(decision: Decision, op: Op, signature: Signature) -> Reason | None:
+    """Return why the kernel that won a decision does not serve another signature, or None."""
+    won = decision.winner
+    for loaded, kernel in loader.load().kernels(op.name):
+        if won and kernel is won.kernel and loaded.name == won.backend:
+            return _judge(loaded, kernel, signature, decision.settings).refused
+    return Reason(Code.ABSENT, "its backend was unloaded")
 
 
 def _overruled(
@@ -331,7 +333,11 @@ def _why(
     if winner.rank[0] != second.rank[0]:
         return f"first in the order of {settings.origins.get('backends', 'the policy')}"
     if winner.rank[1] != second.rank[1]:
-        return f"tier {Tier(winner.rank[1]).name.lower()} before {Tier(second.rank[1]).name.lower()}"
+        return (
+            f"tier {Tier(winner.rank[1]).name.lower()} before {Tier(second.rank[1]).name.lower()}"
+        )
+    if winner.backend == REFERENCE:
+        return "the definition itself before kernels of tier reference"
     if winner.rank[2] != second.rank[2]:
         return f"narrower declared domain than {second.name}"
     return f"tie with {second.name} broken by name ({winner.dist} before {second.dist})"

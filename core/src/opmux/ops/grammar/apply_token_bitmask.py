@@ -10,10 +10,13 @@ from torch import Tensor
 
 from opmux.checks import check_indices, check_range, check_rows
 from opmux.op import op
-from opmux.samples import Sample, permutation, randint, randn
+from opmux.samples import Sample, Tolerance, permutation, randint, randn
 
 
-@op(mutates=("logits",))
+@op(
+    mutates=("logits",),
+    tolerance=Tolerance((0, 0), (0, 0), (0, 0), reason="a logit keeps its bits or becomes -inf"),
+)
 def apply_token_bitmask(logits: Tensor, bitmask: Tensor, indices: Tensor | None = None) -> None:
     """In place: ``logits[b, v] = -inf`` where bit ``v % 32`` of ``bitmask[b, v // 32]`` is 0.
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from opmux.ops.norm._checks import check_residual, check_weight
 from opmux.op import op
+from opmux.ops.norm._checks import check_residual, check_weight
 from opmux.samples import Sample, randn
 
 

@@ -51,9 +51,10 @@ def rotary_embedding(
             a, b = pairs[..., :half], pairs[..., half:]
         else:
             a, b = pairs[..., 0::2], pairs[..., 1::2]
-        x, y = a.float(), b.float()
-        a.copy_(x * cos - y * sin)
-        b.copy_(y * cos + x * sin)
+        x, y = a.float(), b.float()  # views of a and b when they are float32
+        first, second = x * cos - y * sin, y * cos + x * sin
+        a.copy_(first)
+        b.copy_(second)
 
 
 @rotary_embedding.outputs
@@ -101,8 +102,7 @@ def _check_heads(label: str, tensor: Tensor, query: Tensor, head_dim: int) -> No
         )
     if tensor.shape[0] != query.shape[0]:
         raise ValueError(
-            f"{name}: {label} must have the {query.shape[0]} tokens of query, "
-            f"got {tensor.shape[0]}"
+            f"{name}: {label} must have the {query.shape[0]} tokens of query, got {tensor.shape[0]}"
         )
     if tensor.dtype != query.dtype:
         raise TypeError(f"{name}: {label} must have dtype {query.dtype}, got {tensor.dtype}")
@@ -120,4 +120,6 @@ def _() -> Iterator[Sample]:
                 randint(0, 9, tokens, dtype=torch.int32), randn(tokens, 3, 80), randn(tokens, 1, 80),
                 80, randn(9, 32), is_neox,
             )  # fmt: skip
-    yield Sample(randint(0, 5, 3), randn(3, 2, 6), None, 6, randn(5, 6), True)  # no key, scalar tail
+    yield Sample(
+        randint(0, 5, 3), randn(3, 2, 6), None, 6, randn(5, 6), True
+    )  # no key, scalar tail

@@ -21,6 +21,8 @@ def column(value: Tensor | float, like: Tensor) -> Tensor | float:
 def keep_top_k(mass: Tensor, top_k: Tensor | int) -> Tensor:
     """Mark every value that is at least the k-th largest; k < 1 or k >= V marks all."""
     size = mass.shape[-1]
+    if not size:
+        return mass > 0
     k = torch.as_tensor(column(top_k, mass), device=mass.device).long()
     k = torch.where(k < 1, size, k).clamp(max=size).expand(mass.shape[0], 1)
     ordered = mass.sort(dim=-1, descending=True).values
@@ -29,6 +31,8 @@ def keep_top_k(mass: Tensor, top_k: Tensor | int) -> Tensor:
 
 def keep_top_p(mass: Tensor, top_p: Tensor | float) -> Tensor:
     """Mark the values at or above the largest t whose sum of values >= t reaches p of the total."""
+    if not mass.shape[-1]:
+        return mass > 0
     p = torch.as_tensor(column(top_p, mass), device=mass.device, dtype=torch.float64)
     ordered = mass.sort(dim=-1, descending=True).values
     running = ordered.cumsum(-1)
@@ -46,6 +50,8 @@ def renormalise(mass: Tensor, keep: Tensor) -> Tensor:
 
 def draw(mass: Tensor, keep: Tensor, uniform: Tensor) -> Tensor:
     """Return the first index whose running kept mass exceeds ``uniform`` of the total, or -1."""
+    if not mass.shape[-1]:
+        return mass.new_full(mass.shape[:1], -1, dtype=torch.int32)
     kept = torch.where(keep, mass, 0.0)
     running = kept.cumsum(-1)
     total = running[:, -1:]

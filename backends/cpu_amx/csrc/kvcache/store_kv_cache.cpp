@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// store_kv_cache(k_cache, v_cache, slot_mapping, k, v), in place: k_cache[slot_mapping[t]] = k[t],
+// v likewise; a negative slot is skipped. It copies bytes, so it needs no kernel per ISA.
+#include "indices.h"
+
+#if OPMUX_LAUNCHER
+#include <cstring>
+#include <limits>
+
+namespace opmux::cpu {
+namespace {
+
+constexpr const char* kOp = "store_kv_cache";
+
+// A token is one row in the cache, and one or more pieces in the source, such as heads that lie
+// apart in a slice of a wider projection.
+class Store {
+ public:
+  Store(const Tensor& cache, const Tensor& source)
+      : pieces_(kOp, {reads(source)}, 1), cache_(static_cast<char*>(cache.mutable_data_ptr())) {
+    check_same_device(kOp, cache, source);
+    check_same_dtype(kOp, cache, source);
+    check(cache.dim() == source.dim(), kOp, "cache and source must have one number of dimensions");
+    int64_t dense = 1;
+    for (int64_t i = cache.dim() - 1; i > 0; --i) {
+      check(cache.size(i) == source.size(i), kOp, "cache and source must have one shape per token");
+      check(cache.size(i) <= 1 || cache.stride(i) == dense, kOp, "a cache row must be contiguous");
+      dense *= cache.size(i);
+    }
+    item_ = static_cast<int64_t>(source.element_size());
+    check(item_ == 1 || item_ == 2 || item_ == 4, kOp, "an element must have 1, 2 or 4 bytes");
+    source_stride_ = source.stride(0) * item_;
+    cache_stride_ = cache.stride(0) * item_;
+    pieces_.join_dense_rows();
+  }
+
+  int64_t token_bytes() const { return pieces_.size() * pieces_.width(0) * item_; }
+
+  void copy(int64_t token, int64_t slot) const {
+    const size_t bytes = static_cast<size_t>(pieces_.width(0) * item_);
+    char* to = cache_ + slot * cache_stride_;
+    pieces_.for_spans(0, pieces_.size(), [&](const RowSpan<1>& span) {
+      const char* from = static_cast<const char*>(span.data[0]) + token * source_stride_;
+      for (int64_t i = 0; i < span.rows; ++i, to += bytes) {
+        std::memcpy(to, from + i * span.stride[0] * item_, bytes);
+      }
+    });
+  }
+
+ private:
+  Rows<1> pieces_;  // of the first token
+  char* cache_;
+  int64_t item_, source_stride_, cache_stride_;
+};
+
+void store_kv_cache(Tensor k_cache, Tensor v_cache, const Tensor& slot_mapping, const Tensor& k,
+                    const Tensor& v) {
+  const Store store_k(k_cache, k), store_v(v_cache, v);
+  check_same_device(kOp, k_cache, v_cache, slot_mapping);
+  const int64_t tokens = slot_mapping.numel();
+  check(k.size(0) == tokens && v.size(0) == tokens, kOp, "there must be one slot per token");
+  const Indices slots = indices_of(kOp, slot_mapping, tokens);
+  const int64_t limit = std::min(k_cache.size(0), v_cache.size(0));
+  check_range(kOp, slots, tokens, std::numeric_limits<int64_t>::min(), limit, "slot out of range");
+
+  const int64_t token_bytes = 2 * (store_k.token_bytes() + store_v.token_bytes());
+  parallel(tokens, token_bytes, [&](int64_t begin, int64_t end) {
+    for (int64_t token = begin; token < end; ++token) {
+      if (slots[token] < 0) continue;
+      store_k.copy(token, slots[token]);
+      store_v.copy(token, slots[token]);
+    }
+  });
+}
+OPMUX_OP(store_kv_cache, store_kv_cache);
+
+}  // namespace
+}  // namespace opmux::cpu
+#endif

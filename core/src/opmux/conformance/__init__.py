@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The conformance kit: what every backend must pass, run against one that is installed.
+
+    pytest --pyargs opmux.conformance --opmux-backend NAME [--opmux-op OP] [--opmux-report FILE]
+
+Cases come from the ops' samples, so a backend adds no test of its own: what its kernels claim is
+tested, and what they do not claim must be refused. The parts: ``cases`` (what is tested),
+``buffers`` (guard zones and layouts), ``calls`` (one call, checked), ``misuse`` (calls that must be
+refused), ``probe`` (loading in fresh processes), ``report`` (the JSON), ``plugin`` (the options).
+"""

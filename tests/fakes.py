@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the registry's tests share: registries without files, isolation, counting kernels."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import opmux
+from opmux import loader, policy
+from opmux.kernel import Backend, Capability, Kernel
+
+RAN: list[str] = []
+CORE = Path(opmux.__file__).parents[1]
+
+
+def isolate(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Hide installed plugins, the environment's policy and any opmux.toml."""
+    for name in [name for name in os.environ if name.startswith("OPMUX_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(loader, "discover", lambda: ())
+    loader.reset()
+
+
+def recorder(name: str, then: Callable[..., None] | None = None) -> Callable[..., None]:
+    """Return a kernel that notes that it ran."""
+
+    def kernel(*args: Any) -> None:
+        RAN.append(name)
+        if then is not None:
+            then(*args)
+
+    return kernel
+
+
+def silu_and_mul(x: torch.Tensor, out: torch.Tensor) -> None:
+    """A right kernel."""
+    gate, up = x.float().chunk(2, dim=-1)
+    out.copy_(torch.nn.functional.silu(gate) * up)
+
+
+def backend(
+    name: str,
+    kernels: Mapping[str, Kernel | tuple[Kernel, ...]] | None = None,
+    device: str = "cpu",
+    probe: Callable[..., Capability] | None = None,
+) -> Backend:
+    """Return a backend; without kernels, one with a right silu_and_mul that notes its calls."""
+    if kernels is None:
+        kernels = {"silu_and_mul": Kernel(opmux.FLOATS, fn=recorder(name, silu_and_mul))}
+    extra = {"probe": probe} if probe else {}
+    return Backend(name, device, kernels, **extra)
+
+
+def serve(
+    *backends: Backend,
+    failures: Iterable[loader.Failure] = (),
+    dists: Mapping[str, str] | None = None,
+) -> tuple[loader.Loaded, ...]:
+    """Put backends in service as if they had been found and loaded."""
+    found = []
+    for b in backends:
+        namespace = f"opmux_{b.name}"
+        loader._define(b, namespace, {})
+        dist = (dists or {}).get(b.name, f"opmux-{b.name}")
+        found.append(loader.Loaded(b, dist, "1.0", namespace, {}, {}))
+    policy.reset()
+    loader._registry = loader.Registry(
+        tuple(sorted(found, key=lambda f: (f.dist, f.name))), tuple(failures)
+    )
+    RAN.clear()
+    return loader._registry.backends
+
+
+@contextlib.contextmanager
+def on_path(*folders: Path) -> Iterator[None]:
+    """Find the plugins of folders through their real entry points; forget them afterwards."""
+    before = set(sys.modules)
+    sys.path[:0] = [str(f) for f in folders]
+    importlib.invalidate_caches()
+    loader.reset()
+    try:
+        yield
+    finally:
+        del sys.path[: len(folders)]
+        for name in set(sys.modules) - before:
+            if name.partition(".")[0].startswith("opmux_"):
+                del sys.modules[name]
+        loader.reset()
+
+
+def python(code: str, *paths: Path, env: Mapping[str, str] | None = None) -> str:
+    """Run code in a fresh interpreter and return what it printed."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("OPMUX_")}
+    inherited["PYTHONPATH"] = os.pathsep.join([*map(str, paths), str(CORE)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=inherited | dict(env or {}),
+        cwd=paths[0] if paths else None,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
