@@ -18,6 +18,7 @@ import torch
 import opmux
 from opmux import loader, policy
 from opmux.kernel import Backend, Capability, Kernel
+from opmux.op import Op
 
 RAN: list[str] = []
 CORE = Path(opmux.__file__).parents[1]
@@ -114,3 +115,26 @@ def python(code: str, *paths: Path, env: Mapping[str, str] | None = None) -> str
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def good(op: Op) -> dict[str, Any]:
+    """Return a small right call by name, with every optional tensor given."""
+    best: dict[str, Any] = {}
+    least: tuple[Any, ...] = (True, True, 1 << 60)
+    for sample in op.draw():
+        args, kwargs = sample.make(op.dtypes[0] if op.dtypes else torch.float32)
+        names = [p.name for p in op.params]
+        call = {p.name: p.default for p in op.params} | dict(zip(names, args, strict=False))
+        call |= kwargs
+        tensors = [v for v in call.values() if isinstance(v, torch.Tensor)]
+        missing = any(call[p.name] is None for p in op.params if p.is_tensor)
+        # two columns must be left when a gate has halved them
+        small = any(t.shape[0] < 2 or t.shape[-1] < 2 for t in tensors)
+        small |= call[op.leading].shape[-1] < 4
+        numel = sum(t.numel() for t in tensors)
+        # a per-row tensor gives more ways to go wrong than a scalar
+        numel -= (1 << 20) * any(p.per_row and isinstance(call[p.name], torch.Tensor) for p in op.params)
+        if call[op.leading].numel() and (missing, small, numel) < least:
+            best, least = call, (missing, small, numel)
+    assert best, f"{op.name} has no sample that is not empty"
+    return best

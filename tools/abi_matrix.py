@@ -56,7 +56,8 @@ def interpreter(version: str) -> str | None:
 
 def wheels() -> list[Path]:
     """Return the wheels under test."""
-    found = [p for n in ("opmux", "opmux_cpu_amx") for p in (ROOT / "dist").glob(f"{n}-[0-9]*.whl")]
+    names = ("opmux", "opmux_cpu_amx")
+    found = [p for n in names for p in (ROOT / "dist").glob(f"{n}-[0-9]*.whl")]
     if len(found) != 2:
         sys.exit(f"dist/ must hold one wheel each of opmux and opmux-cpu-amx, got {found}")
     return found

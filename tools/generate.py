@@ -75,7 +75,7 @@ def stub() -> str:
             r"^\s+$", "", re.sub(r"^", "    ", doc, flags=re.MULTILINE), flags=re.MULTILINE
         )
         parts.append(
-            f"\nclass _{name}(Op):\n"
+            f"\nclass _{name}:\n    op: Op\n"
             + _method("__call__", args, returns, doc)
             + _method("bind", args, f"Callable[..., {returns}]")
             + _method("explain", args, "Decision")
@@ -87,9 +87,9 @@ def stub() -> str:
 def readme(text: str) -> str:
     """Return the README with its op x backend table written anew."""
     table = report.markdown(report.matrix())
-    begin, end = "<!-- ops:begin -->\n", "\n<!-- ops:end -->"
+    begin, end = "<!-- ops:begin -->\n", "<!-- ops:end -->"
     head, rest = text.split(begin)
-    return head + begin + table + end + rest.split(end)[1]
+    return head + begin + table + "\n" + end + rest.split(end)[1]
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +159,14 @@ class Setup:
         tools = f"{digest(ROOT / 'pyproject.toml')} {groups}"
         self.step("build and test tools", tools, lambda _: pip("install", "--quiet", *names))
         core = digest(ROOT / "core")
-        self.step("opmux", core, lambda line: self.deliver(ROOT / "core", line))
+        self.step("opmux", core, partial(self.deliver, ROOT / "core"))
         for name, reason in backends():
             if reason:
                 self.progress.console.print(f"not built: {name}: {reason}")
                 continue
             folder = ROOT / "backends" / name
             inputs = f"{digest(folder, ROOT / 'backends' / 'common')} {interfaces()}"
-            self.step(project_name(folder), inputs, lambda line, f=folder: self.deliver(f, line))
+            self.step(project_name(folder), inputs, partial(self.deliver, folder))
 
     def deliver(self, folder: Path, line: Callable[[str], None]) -> None:
         """Build a wheel and install it; core is needed to build the others."""
@@ -184,7 +185,7 @@ def _torch() -> None:
 
 
 def interfaces() -> str:
-    """Return a digest of the op definitions: a backend's manifest depends on nothing else of core."""
+    """Return a digest of what a backend's manifest takes from core."""
     return digest(ROOT / "core" / "src" / "opmux" / "ops", ROOT / "core/src/opmux/manifest.py")
 
 

@@ -41,7 +41,7 @@ def arguments() -> argparse.Namespace:
     add("--batch", type=int, default=64, help="windows of one context per step (cpu: 8)")
     add("--learning-rate", type=float, default=2e-3)
     add("--weight-decay", type=float, default=0.1)
-    add("--dropout", type=float, default=0.2, help="0 for runs too short to overfit")
+    add("--dropout", type=float, default=0.3, help="0 for runs too short to overfit")
     add("--warmup", type=int, default=100, help="steps")
     add("--evaluate", type=int, default=100, help="steps between two looks at the held-out text")
     add("--minutes", type=float, default=4.0, help="the schedule ends by then, whatever --steps is")

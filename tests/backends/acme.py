@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -16,6 +17,7 @@ import opmux
 
 NAME = __name__.removeprefix("opmux_")
 DTYPES = (torch.float32, torch.bfloat16)
+CALLS = itertools.count()
 
 
 def silu_and_mul(x: Tensor, out: Tensor) -> None:
@@ -72,7 +74,7 @@ def modified_input(x: Tensor, out: Tensor) -> None:
 
 def not_deterministic(x: Tensor, out: Tensor) -> None:
     silu_and_mul(x, out)
-    out.mul_(1 + torch.rand(()) * 2e-7)  # inside the tolerance
+    out.mul_(1 + next(CALLS) % 2 * 1e-6)  # inside the tolerance
 
 
 def batch_variant(x: Tensor, out: Tensor) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-# opmux_add_backend(<name> PACKAGE <package> SOURCES <file>...)
+# opmux_add_backend(<name> [OLD_GLIBC] PACKAGE <package> SOURCES <file>...)
 #
 # Builds _opmux_<name>.so: an op library over the LibTorch stable ABI that needs neither a Python
-# version nor a torch version, and installs it with its static manifest into <package>.
+# version nor a torch version, and installs it with its static manifest into <package>. OLD_GLIBC:
+# it links archives that use threads, see old_glibc.cmake.
 
 # Compile time only: the newest headers know the most, the target decides what an old torch sees.
 set(OPMUX_TORCH_INCLUDE "" CACHE PATH "folder that holds torch/csrc/stable (default: installed torch)")
@@ -56,7 +57,7 @@ function(opmux_compile_options target)
 endfunction()
 
 function(opmux_add_backend name)
-  cmake_parse_arguments(ARG "" "PACKAGE" "SOURCES" ${ARGN})
+  cmake_parse_arguments(ARG "OLD_GLIBC" "PACKAGE" "SOURCES" ${ARGN})
   set(target _opmux_${name})
 
   # An empty stand-in gives the DT_NEEDED entry; at run time libtorch.so is already loaded, and it
@@ -80,7 +81,13 @@ function(opmux_add_backend name)
   # libdl.so.2: where dlsym lives on glibc before 2.34.
   target_link_options(${target} PRIVATE
     -Wl,--version-script=${OPMUX_CMAKE_DIR}/opmux.map -Wl,--no-as-needed -Wl,-z,now)
-  target_link_libraries(${target} PRIVATE ${target}_torch_stub -l:libdl.so.2)
+  target_link_libraries(${target} PRIVATE ${target}_torch_stub)
+  if(ARG_OLD_GLIBC)
+    include(${OPMUX_CMAKE_DIR}/old_glibc.cmake)
+    opmux_link_old_glibc(${target})
+  else()
+    target_link_libraries(${target} PRIVATE -l:libdl.so.2)
+  endif()
   install(TARGETS ${target} LIBRARY DESTINATION ${ARG_PACKAGE} COMPONENT opmux)
 
   # The loader reads the manifest before it imports or loads anything. Written by core, which

@@ -25,7 +25,7 @@ OPMUX_INLINE Pair apply(const F& f, const Pairs&... in) {
 // out[i] = f(in[i]...) for i < n. stream: past the caches, see store_pair; the caller fences after
 // its last row.
 template <class T, class F, class... In>
-OPMUX_INLINE void map_row(bool stream, int64_t n, T* out, const F& f, const In*... in) {
+OPMUX_INLINE void map_row(bool stream, int64_t n, T* out, const F& f, In... in) {
   const auto step = [&](int64_t i, auto count) {
     store_pair(out + i, apply(f, load_pair(in + i, count)...), count);
   };
@@ -34,7 +34,7 @@ OPMUX_INLINE void map_row(bool stream, int64_t n, T* out, const F& f, const In*.
   if (i >= n) return for_pairs(0, n, step);
   for_pairs(0, i, step);
   for (; i + kPair <= n; i += kPair) {
-    store_pair<true>(out + i, apply(f, load_pair(in + i)...));
+    store_pair<true>(out + i, apply(f, load_pair(in + i, Full{})...));
   }
   for_pairs(i, n, step);
 }

@@ -75,22 +75,27 @@ OPMUX_INLINE Vec copysign(Vec magnitude, Vec sign) {
   return from_bits((bits_of(magnitude) & 0x7fffffff) | (bits_of(sign) & INT32_MIN));
 }
 
-// Folds by halves: the order of the additions is that of a tree, the same on every call.
+// Folds by halves: the order is that of a tree, the same on every call.
+template <class F>
+OPMUX_INLINE float reduce(Vec v, const F& f) {
+#if defined(__AVX512F__)
+  const __m256 eight = f(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+#elif defined(__AVX2__)
+  const __m256 eight = v;
+#endif
+#if defined(__AVX2__)
+  const __m128 four = f(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+#else
+  const __m128 four = v;
+#endif
+  const __m128 two = f(four, _mm_movehl_ps(four, four));
+  return f(two, _mm_movehdup_ps(two))[0];
+}
 OPMUX_INLINE float reduce_add(Vec v) {
-  float lane[kLanes];
-  __builtin_memcpy(lane, &v, sizeof v);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  }
-  return lane[0];
+  return reduce(v, [](auto a, auto b) { return a + b; });
 }
 OPMUX_INLINE float reduce_max(Vec v) {
-  float lane[kLanes];
-  __builtin_memcpy(lane, &v, sizeof v);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
-  }
-  return lane[0];
+  return reduce(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 }  // namespace

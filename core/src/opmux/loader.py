@@ -381,7 +381,7 @@ def _define(backend: Backend, namespace: str, refused: Mapping[str, Reason]) -> 
             made.append(qualified)
             library.define(symbol + ops[op_name].schema)
             if kernel.fn is not None:
-                library.impl(symbol, ops[op_name].checked(kernel.fn), key)  # type: ignore[attr-defined]
+                library.impl(symbol, ops[op_name].checked(kernel.fn), key)
             torch.library.register_fake(qualified, _fake, lib=library)
     except BaseException:
         for qualified in made:
@@ -395,5 +395,11 @@ def _undefine(qualified: str) -> None:
         library._destroy()
 
 
-def _fake(*_: Any) -> None:
-    """Native ops return nothing: their results are arguments, which the caller allocated."""
+def _fake(*args: Any) -> None:
+    """Native ops return nothing: their results are arguments, which the caller allocated.
+
+    One meta tensor among real ones brings a call here too, where silence would be no result.
+    """
+    devices = {arg.device for arg in args if isinstance(arg, torch.Tensor)}
+    if len(devices) > 1:
+        raise ValueError(f"tensors must be on one device, got {', '.join(map(str, devices))}")

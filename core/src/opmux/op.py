@@ -60,11 +60,17 @@ class Param:
 
 
 class Op:
-    """A registered op. Calling it runs the best kernel; see ``explain`` for which and why.
+    """A registered op: its definition and what follows from it.
 
-    Every op is an instance of its own subclass, whose ``__call__`` is generated from the
-    definition (:mod:`opmux.dispatch`).
+    ``call`` is what users know as ``opmux.<name>``: a function that :mod:`opmux.dispatch` generates
+    from the definition, with ``bind``, ``explain`` and ``op`` as attributes.
     """
+
+    call: Callable[..., Any]
+    facts: Callable[..., Any]
+    reference: Callable[..., Any]
+    checked: Callable[..., Any]
+    make_bound: Callable[..., Any]
 
     def __init__(
         self,
@@ -163,6 +169,10 @@ class Op:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     # ---- calls ----
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the op, as ``opmux.<name>`` does."""
+        return self.call(*args, **kwargs)
 
     def explain(self, *args: Any, backend: str | None = None, **kwargs: Any) -> Any:
         """Return the :class:`~opmux.selection.Decision` that this call would run by."""
@@ -329,8 +339,7 @@ def op(
     """
 
     def define(function: Callable[..., Any]) -> Op:
-        cls = type(function.__name__, (Op,), {})
-        made: Op = cls(function, mutates, out, leading, dtypes, tolerance or Tolerance(), version)
+        made = Op(function, mutates, out, leading, dtypes, tolerance or Tolerance(), version)
         if OPS.setdefault(made.name, made) is not made:
             raise ValueError(f"op {made.name} is defined twice")
         return made

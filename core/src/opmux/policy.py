@@ -148,9 +148,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # not TOML, or not UTF-8
         raise ValueError(f"{path}: {error}") from None
+    return values
 
 
 def base() -> tuple[Layer, ...]:

@@ -39,8 +39,10 @@ def rand(*shape: int, dtype: torch.dtype | None = None) -> TensorSpec:
     return TensorSpec(shape, lambda g: torch.rand(shape, generator=g), dtype)
 
 
-def randint(low: int, high: int, *shape: int, dtype: torch.dtype = torch.int64) -> TensorSpec:
-    """Integers uniform in [low, high)."""
+def randint(
+    low: int, high: int, *shape: int, dtype: torch.dtype | None = torch.int64
+) -> TensorSpec:
+    """Integers uniform in [low, high); ``dtype`` None means the dtype under test."""
     return TensorSpec(shape, lambda g: torch.randint(low, high, shape, generator=g), dtype)
 
 
@@ -98,15 +100,27 @@ class Tolerance:
 
     The default: both sides compute in float32 and round once, so a 16-bit result may differ by one
     unit in the last place, and a float32 result by the order of a sum and the last bits of exp.
+
+    ``quantized`` is (steps, fraction) for int8 and fp8 results: how many representable values a
+    result may be away, and how many of a tensor's values may differ at all (one always may).
     """
 
     float32: tuple[float, float] = (2e-5, 2e-6)
     bfloat16: tuple[float, float] = (2**-7, 1e-5)
     float16: tuple[float, float] = (2**-10, 1e-5)
+    quantized: tuple[int, float] = (0, 0.0)
     reason: str = "computed in float32 and rounded once on both sides"
+
+    def covers(self, dtype: torch.dtype) -> bool:
+        """Whether :meth:`check` compares values of a dtype, else bits are to be compared."""
+        name = str(dtype).removeprefix("torch.")
+        return name in _FLOATS or (dtype in _QUANTIZED and self.quantized[0] > 0)
 
     def check(self, name: str, actual: Tensor, expected: Tensor) -> None:
         """Raise AssertionError where ``actual`` is outside the tolerance."""
+        if expected.dtype in _QUANTIZED and self.quantized[0]:
+            self._check_quantized(name, actual, expected)
+            return
         key = str(expected.dtype).removeprefix("torch.")
         rtol, atol = getattr(self, key, (0.0, 0.0))
         torch.testing.assert_close(
@@ -117,3 +131,35 @@ class Tolerance:
             equal_nan=True,
             msg=lambda text: f"{name}: {text}\ntolerance {rtol}, {atol}: {self.reason}",
         )
+
+    def _check_quantized(self, name: str, actual: Tensor, expected: Tensor) -> None:
+        if (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
+            raise AssertionError(
+                f"{name}: {actual.dtype} {tuple(actual.shape)}, "
+                f"expected {expected.dtype} {tuple(expected.shape)}"
+            )
+        steps, fraction = self.quantized
+        away = (_codes(actual) - _codes(expected)).abs()
+        allowed = max(1, int(fraction * expected.numel()))
+        differing = int((away > 0).sum())
+        farthest = int(away.max()) if differing else 0
+        if farthest > steps or differing > allowed:
+            raise AssertionError(
+                f"{name}: {differing} of {expected.numel()} values differ, by up to {farthest} "
+                f"steps\ntolerance {steps} step for {allowed} values: {self.reason}"
+            )
+
+
+_FLOATS = ("float32", "bfloat16", "float16")
+_QUANTIZED = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
+_NAN_CODE = 1 << 20  # far from every number, equal to itself
+
+
+def _codes(tensor: Tensor) -> Tensor:
+    """Return integers that count the representable values from zero, so that steps subtract."""
+    if tensor.dtype == torch.int8:
+        return tensor.int()
+    raw = tensor.contiguous().view(torch.uint8).int()
+    magnitude = raw & 0x7F
+    codes = torch.where(raw > 0x7F, -magnitude, magnitude)
+    return codes.masked_fill(tensor.float().isnan(), _NAN_CODE)

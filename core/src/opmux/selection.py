@@ -178,11 +178,13 @@ def _predicate(b: loader.Loaded, k: Kernel, s: Signature, _: Settings) -> Reason
     if k.rejects is None:
         return None
     try:
-        sentence = k.rejects(s)
+        sentence: object = k.rejects(s)  # a plugin's: trust no annotation
     except Exception as error:
         return Reason(Code.PREDICATE, f"its predicate raised {type(error).__name__}: {error}")
-    if sentence is None or isinstance(sentence, str):
-        return Reason(Code.PREDICATE, sentence) if sentence else None
+    if sentence is None or sentence == "":
+        return None
+    if isinstance(sentence, str):
+        return Reason(Code.PREDICATE, sentence)
     return Reason(Code.PREDICATE, f"its predicate returned {sentence!r}, not a sentence or None")
 
 
@@ -246,7 +248,7 @@ def _reference(op: Op, settings: Settings) -> Candidate:
         rank=(place, Tier.REFERENCE),
         refused=_missing_property(_reference_kernel, settings),
         target=REFERENCE,
-        call=op.reference,  # type: ignore[attr-defined]
+        call=op.reference,
     )
 
 
@@ -316,7 +318,7 @@ def _overruled(
     return Candidate(c.backend, c.dist, c.kernel, c.symbol, c.rank, reason)
 
 
-def _why(
+def _why(  # noqa: PLR0911 - one sentence for each way to win
     winner: Candidate | None,
     preferred: Candidate | None,
     accepted: list[Candidate],

@@ -4,11 +4,9 @@
 #pragma once
 
 #include "opmux/check.h"
+#include "opmux/float_type.h"
 
 namespace opmux {
-
-enum class FloatType : int { kFloat32, kBFloat16, kFloat16 };
-constexpr int kFloatTypes = 3;
 
 inline FloatType float_type(const char* op, const Tensor& t) {
   const int32_t dtype = dtype_of(t);

@@ -8,10 +8,12 @@
 
 #include <cstdint>
 #include <optional>
+#include <type_traits>
+#include <utility>
+
+#include "opmux/check.h"
 
 namespace opmux {
-
-using torch::stable::Tensor;
 
 struct OpEntry {
   const char* name;
@@ -51,6 +53,40 @@ struct Interface<void(Args...)> {  // ops are destination-passing: they return n
   static constexpr const char* kTypes[] = {SchemaType<Args>::kName..., nullptr};
 };
 
+// What core's definitions demand of every tensor: a contiguous last dimension, and where the op
+// writes, no element that is there twice.
+inline void check_argument(const Tensor& t) { check_last_dim_contiguous("opmux", t); }
+inline void check_argument(const std::optional<Tensor>& t) {
+  if (t.has_value()) check_argument(*t);
+}
+template <class Scalar>
+void check_argument(const Scalar&) {}
+
+inline void check_written(const Tensor& t) {
+  for (int64_t i = 0; i < t.dim(); ++i) {
+    check(t.stride(i) != 0 || t.size(i) <= 1, "opmux", "a written tensor must not be expanded");
+  }
+}
+inline void check_written(const std::optional<Tensor>& t) {
+  if (t.has_value()) check_written(*t);
+}
+
+template <auto function>
+struct Guarded;
+template <class... Args, void (*function)(Args...)>
+struct Guarded<function> {
+  template <class Arg>
+  static void check_one(const std::remove_reference_t<Arg>& value) {
+    check_argument(value);
+    constexpr bool kWritten = std::is_same_v<Arg, Tensor> || std::is_same_v<Arg, std::optional<Tensor>>;
+    if constexpr (kWritten) check_written(value);
+  }
+  static void call(Args... args) {
+    (check_one<Args>(args), ...);
+    function(std::forward<Args>(args)...);
+  }
+};
+
 }  // namespace opmux
 
 // The section holds pointers, not entries: the compiler may pad a structure, never a pointer.
@@ -59,5 +95,5 @@ struct Interface<void(Args...)> {  // ops are destination-passing: they return n
 
 #define OPMUX_OP(name, function)                                                                \
   static constexpr ::opmux::OpEntry name##_op_entry = {                                         \
-      #name, TORCH_BOX(&function), ::opmux::Interface<decltype(function)>::kTypes};             \
+      #name, TORCH_BOX(&::opmux::Guarded<&function>::call), ::opmux::Interface<decltype(function)>::kTypes};             \
   OPMUX_SECTION_ENTRY("opmux_ops", const ::opmux::OpEntry*, name##_op_pointer, &name##_op_entry)

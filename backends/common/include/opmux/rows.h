@@ -8,6 +8,7 @@
 #include <initializer_list>
 
 #include "opmux/check.h"
+#include "opmux/plane.h"
 
 namespace opmux {
 
@@ -98,6 +99,31 @@ class Rows {
       span.rows = left < end - begin ? left : end - begin;
       f(span);
       begin += span.rows;
+    }
+  }
+
+  // Calls f(Plane) for all rows, in as few planes as the strides allow: one for up to two loops.
+  template <class F>
+  void for_planes(const F& f) const {
+    if (total_ == 0) return;
+    Plane<N> plane;
+    plane.inner_rows = loop_[0].size;
+    plane.rows = loop_[0].size * (loops_ > 1 ? loop_[1].size : 1);
+    for (size_t k = 0; k < N; ++k) {
+      plane.inner_stride[k] = loop_[0].stride[k];
+      plane.outer_stride[k] = loops_ > 1 ? loop_[1].stride[k] : 0;
+    }
+    for (int64_t i = 0; i < total_ / plane.rows; ++i) {
+      int64_t rest = i;
+      for (size_t k = 0; k < N; ++k) plane.data[k] = base_[k];
+      for (int d = 2; d < loops_; ++d) {
+        const int64_t index = rest % loop_[d].size;
+        rest /= loop_[d].size;
+        for (size_t k = 0; k < N; ++k) {
+          plane.data[k] = static_cast<char*>(plane.data[k]) + index * loop_[d].stride[k] * item_[k];
+        }
+      }
+      f(plane);
     }
   }
 

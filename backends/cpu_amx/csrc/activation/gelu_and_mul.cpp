@@ -8,9 +8,7 @@ namespace {
 #if OPMUX_KERNEL
 template <class T>
 void gelu_and_mul_rows(const GatedRows& rows) {
-  map_gated<T>(rows, [](Vec gate, Vec up) {
-    return 0.5f * gate * (1.0f + erf(gate * 0.707106781f)) * up;  // gate / sqrt(2)
-  });
+  map_gated<T>(rows, [](Vec gate, Vec up) { return gate * normal_cdf<T>(gate) * up; });
 }
 #endif
 

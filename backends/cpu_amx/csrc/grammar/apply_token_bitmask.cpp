@@ -2,6 +2,10 @@
 // apply_token_bitmask(logits, bitmask, indices): in place, -inf where the bit of a token is 0
 #include "kernel.h"
 
+#if OPMUX_LAUNCHER
+#include <algorithm>
+#endif
+
 namespace opmux::cpu {
 namespace {
 

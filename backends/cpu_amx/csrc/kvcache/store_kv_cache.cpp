@@ -60,7 +60,8 @@ void store_kv_cache(Tensor k_cache, Tensor v_cache, const Tensor& slot_mapping, 
   const int64_t tokens = slot_mapping.numel();
   check(k.size(0) == tokens && v.size(0) == tokens, kOp, "there must be one slot per token");
   const Indices slots = indices_of(kOp, slot_mapping, tokens);
-  const int64_t limit = std::min(k_cache.size(0), v_cache.size(0));
+  const int64_t limit = k_cache.size(0);
+  check(v_cache.size(0) == limit, kOp, "both caches must have one number of slots");
   check_range(kOp, slots, tokens, std::numeric_limits<int64_t>::min(), limit, "slot out of range");
 
   const int64_t token_bytes = 2 * (store_k.token_bytes() + store_v.token_bytes());

@@ -66,8 +66,9 @@ OPMUX_INLINE void norm_rows(const NormRows& a, const F& weigh) {
     T* out = static_cast<T*>(a.out) + r * a.out_stride;
     const float scale = inverse_rms(
         a.width, a.eps, [&](int64_t i, auto count) { return load_pair(x + i, count); });
+    const Ahead<T> from = {x, r + 1 < a.rows ? x + a.x_stride : x};
     map_row(
-        a.stream, a.width, out, [&](Vec v, Vec w) { return v * scale * weigh(w); }, x, weight);
+        a.stream, a.width, out, [&](Vec v, Vec w) { return v * scale * weigh(w); }, from, weight);
   }
   if (a.stream) stream_fence();
 }
@@ -78,13 +79,15 @@ OPMUX_INLINE void add_norm_rows(const AddNormRows& a, const F& weigh) {
   for (int64_t r = 0; r < a.rows; ++r) {
     T* x = static_cast<T*>(a.x) + r * a.x_stride;
     T* residual = static_cast<T*>(a.residual) + r * a.residual_stride;
+    const bool last = r + 1 == a.rows;
+    const Ahead<T> x_ahead = {x, last ? x : x + a.x_stride};
+    const Ahead<T> residual_ahead = {residual, last ? residual : residual + a.residual_stride};
     // Summed twice rather than kept: the norm takes the sum before it is rounded.
-    const auto sum = [&](int64_t i, auto count) {
+    const float scale = inverse_rms(a.width, a.eps, [&](int64_t i, auto count) {
       return load_pair(x + i, count) + load_pair(residual + i, count);
-    };
-    const float scale = inverse_rms(a.width, a.eps, sum);
+    });
     for_pairs(0, a.width, [&](int64_t i, auto count) {
-      const Pair s = sum(i, count);
+      const Pair s = load_pair(x_ahead + i, count) + load_pair(residual_ahead + i, count);
       const auto norm = [&](Vec v, Vec w) { return v * scale * weigh(w); };
       store_pair(residual + i, s, count);
       store_pair(x + i, apply(norm, s, load_pair(weight + i, count)), count);

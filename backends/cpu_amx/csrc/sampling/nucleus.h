@@ -57,9 +57,9 @@ inline Cut keep_top_p(const Row& row, double p, const Cut& within) {
   const Cut cut = find(row, [target](uint64_t, double mass) { return mass >= target; });
   // more than any order of additions can differ by
   const double slack = static_cast<double>(4 * row.size + 2 * kBuckets) * 0x1p-53;
-  const bool clear =
-      cut.above * (1 + slack) < target * (1 - slack) && cut.mass * (1 - slack) >= target * (1 + slack);
-  return clear ? cut : keep_top_p_in_order(row, p, within);
+  const bool below = cut.above * (1 + slack) < target * (1 - slack);
+  const bool reached = cut.mass * (1 - slack) >= target * (1 + slack);
+  return below && reached ? cut : keep_top_p_in_order(row, p, within);
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ template <class T>
 inline void renormalise(const T* probs, int64_t size, const Cut& cut, float* out) {
   constexpr int64_t kBlock = 128;
   const float threshold = as_float(cut.key);
-  // a reciprocal in float64 may be off by less than float32 can show
+  // One rounding of the reciprocal in float64 more than a division: 2^-29 of a float32 ulp.
   const double scale = cut.mass > 0 ? 1 / cut.mass : 0;
   float value[kBlock] = {};
   for (int64_t begin = 0; begin < size; begin += kBlock) {

@@ -79,7 +79,10 @@ def what_if(
         key, _, text = item.partition("=")
         if key not in op.scalars:
             raise ValueError(f"{name} has no integer argument {key!r}")
-        axes[key] = int(text)
+        try:
+            axes[key] = int(text)
+        except ValueError:
+            raise ValueError(f"{name}: {key} must be an integer, got {text!r}") from None
     ordered = tuple((a, axes[a]) for a in op.axes)
     signature = opmux.Signature(name, where, dtypes, ordered)
     return selection.evaluate(op, signature, policy.effective(backend or policy.scope()))

@@ -34,13 +34,13 @@ class Layout:
         """Return the strides of a tensor."""
         strides = [1] * len(shape)
         order = list(range(len(shape)))
-        if self.swapped and len(shape) > 2:  # noqa: PLR2004 - the last dimension stays
+        if self.swapped and len(shape) > 2:  # the last dimension stays
             order[:2] = [1, 0]
         step = 1
         for place, dim in reversed(list(enumerate(order))):
             strides[dim] = step
             step *= max(shape[dim], 1)
-            if place == len(order) - 1 and len(order) > 2:  # noqa: PLR2004
+            if place == len(order) - 1 and len(order) > 2:
                 step += self.inner
             if place == 1:
                 step += self.pad

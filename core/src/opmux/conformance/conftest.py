@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from opmux.conformance import cases
+from opmux.conformance import calls, cases
 from opmux.conformance.buffers import LAYOUTS
 from opmux.conformance.cases import Case, Claim, Target
 
@@ -50,11 +50,20 @@ def target(request: pytest.FixtureRequest) -> Target:
     return found
 
 
-def _one_case(claim: Claim) -> Case:
-    """Return the case for tests that take one a claim: a few tokens of a middling size."""
-    full = [case for case in claim.cases() if not case.empty]
-    ragged = [case for case in full if all(len(s) < 2 or s[0] > 1 for s in case.shapes)] or full
-    return sorted(ragged, key=lambda case: case.size)[len(ragged) // 2]
+def _ragged(claim: Claim) -> list[Case]:
+    """Return the cases of several tokens that the kernel serves, smallest first."""
+    full = sorted((case for case in claim.cases() if not case.empty), key=lambda case: case.size)
+    ragged = [case for case in full if all(len(s) < 2 or s[0] > 1 for s in case.shapes)]
+    return [case for case in ragged if calls.served(case)] or ragged or full
+
+
+def _middle(cases: list[Case]) -> Case:
+    return cases[len(cases) // 2]
+
+
+def _poor(case: Case) -> tuple[int, bool, int]:
+    """Rank cases for tests of arguments: all optional tensors, no row of one, then small."""
+    return -len(case.shapes), any(shape[-1] == 1 for shape in case.shapes), case.size
 
 
 def _parameters(name: str, target: Target) -> Sequence[Any]:
@@ -65,12 +74,11 @@ def _parameters(name: str, target: Target) -> Sequence[Any]:
     if name == "layout_case":
         return [(c, layout) for c in _cases(target) for layout in LAYOUTS if c.differs(layout)]
     if name == "planted_case":
-        return [
-            (c, kind) for c in _cases(target) if not c.empty for kind in cases.PLANTS[1:]
-        ]
+        return [(c, kind) for c in _cases(target) if not c.empty for kind in cases.PLANTS[1:]]
     first = {claim.op.name + claim.kernel.symbol: claim for claim in reversed(_claims(target))}
-    chosen = _claims(target) if name == "one_case" else list(reversed(first.values()))
-    return [_one_case(claim) for claim in chosen]
+    if name == "op_case":
+        return [min(_ragged(claim), key=_poor) for claim in reversed(first.values())]
+    return [_middle(_ragged(claim)) for claim in _claims(target)]
 
 
 FIXTURES = ("claim", "case", "layout_case", "planted_case", "one_case", "op_case")
@@ -93,9 +101,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Note op and dtype for the report."""
-    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(
-        item, "callspec"
-    ) else {}
+    spec = getattr(item, "callspec", None)
+    params = spec.params if spec is not None else {}
     for name in FIXTURES:
         value = params.get(name)
         value = value[0] if isinstance(value, tuple) else value
@@ -103,5 +110,3 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         if isinstance(claim, Claim):
             item.user_properties.append(("opmux_op", claim.op.name))
             item.user_properties.append(("opmux_dtype", str(claim.dtype).removeprefix("torch.")))
-
-

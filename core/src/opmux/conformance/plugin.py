@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pytest plugin: the kit's options and its report. Every pytest run imports it: keep it light."""
+"""The pytest plugin: the kit's options and its report. Every pytest run imports it."""
 
 from __future__ import annotations
 

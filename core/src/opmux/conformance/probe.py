@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -97,20 +98,21 @@ def threads(name: str) -> None:
 def rollback(name: str) -> None:
     """Let the last step of loading fail: nothing of the backend stays, and it loads afterwards."""
     before = sorted(_ops_of(name))
-    real = torch.library.register_fake
+    hook: Any = torch.library
+    real = hook.register_fake
     done: list[str] = []
 
-    def failing(op_name: str, *args: object, **kwargs: object) -> object:
+    def failing(op_name: str, *args: Any, **kwargs: Any) -> Any:
         if op_name.startswith(f"opmux_{name}::"):
             done.append(op_name)
             raise RuntimeError("planted")
-        return real(op_name, *args, **kwargs)  # type: ignore[call-overload]
+        return real(op_name, *args, **kwargs)
 
-    torch.library.register_fake = failing
+    hook.register_fake = failing
     try:
         failures = [f for f in loader.failures() if f.backend == name]
     finally:
-        torch.library.register_fake = real
+        hook.register_fake = real
     if not done or not failures:
         raise AssertionError(f"the planted failure was not reported: {failures}")
     if name in {b.name for b in loader.load().backends}:

@@ -43,7 +43,8 @@ class Recorder:
         counts[report.outcome] += 1
         if report.failed:
             text = getattr(getattr(report.longrepr, "reprcrash", None), "message", "")
-            test = report.nodeid.rpartition("/")[2]
+            # the node id would depend on where pytest was started
+            test = f"{Path(report.location[0]).name}::{report.location[2]}"
             self.failures.append({"test": test, "message": text or str(report.longrepr)})
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:

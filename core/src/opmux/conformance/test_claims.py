@@ -105,7 +105,7 @@ def test_refuses_calls_that_the_definition_forbids(op_case: Case) -> None:
         except AssertionError as error:
             wrong.append(f"{what}: {error} (the definition says: {complaint})")
     assert not wrong, f"{len(wrong)} of {tried} mistakes\n" + "\n".join(wrong)
-    assert tried > 3 * len(claim.op.tensors), f"only {tried} mistakes were tried"  # noqa: PLR2004
+    assert tried > 3 * len(claim.op.tensors), f"only {tried} mistakes were tried"
 
 
 def test_bound_calls_refuse_what_the_definition_forbids(op_case: Case) -> None:

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from opmux.conformance import calls
-from opmux.conformance.buffers import Layout
+from opmux.conformance.buffers import DENSE, Layout, bits
 from opmux.conformance.cases import Case, expected
+from opmux.kernel import Property
 
 
-def serve(case: Case, layout: Layout = calls.DENSE) -> None:
+def serve(case: Case, layout: Layout = DENSE) -> None:
     """Skip, with the kernel's own sentence, a case that it does not claim."""
     reason = calls.refusal(case.claim, calls.prepare(case, layout))
     if reason is not None:
@@ -54,36 +55,36 @@ def test_allocates_its_result(case: Case) -> None:
 def test_gives_equal_bits_when_called_again(one_case: Case) -> None:
     """A kernel that claims to be deterministic is."""
     serve(one_case)
-    if calls.Property.DETERMINISTIC not in one_case.claim.kernel.properties:
+    if Property.DETERMINISTIC not in one_case.claim.kernel.properties:
         pytest.skip("the kernel does not claim to be deterministic")
     first, second = calls.check(one_case), calls.check(one_case)
     for name, value in first.results().items():
-        assert torch.equal(calls.bits(value), calls.bits(second.results()[name])), name
+        assert torch.equal(bits(value), bits(second.results()[name])), name
 
 
-def test_gives_equal_bits_with_more_threads(op_case: Case) -> None:
+def test_gives_equal_bits_with_more_threads(one_case: Case) -> None:
     """How many threads share the work does not show in the result."""
-    serve(op_case)
+    serve(one_case)
     before = torch.get_num_threads()
     found = []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append(calls.check(op_case).results())
+            found.append(calls.check(one_case).results())
     finally:
         torch.set_num_threads(before)
     for name, value in found[0].items():
-        assert torch.equal(calls.bits(value), calls.bits(found[1][name])), name
+        assert torch.equal(bits(value), bits(found[1][name])), name
 
 
 def test_gives_equal_bits_in_larger_batches(one_case: Case) -> None:
     """A kernel that claims to be batch-invariant computes a row alike among any others."""
     serve(one_case)
-    if calls.Property.BATCH_INVARIANT not in one_case.claim.kernel.properties:
+    if Property.BATCH_INVARIANT not in one_case.claim.kernel.properties:
         pytest.skip("the kernel does not claim to be batch-invariant")
     small, large = (calls.grown(one_case, times) for times in (1, 3))
     for call in (small, large):
         calls.runner(one_case.claim, call)(*call.args, *call.outs)
     for name, value in small.results().items():
         rows = large.results()[name][: value.shape[0]]
-        assert torch.equal(calls.bits(value), calls.bits(rows)), name
+        assert torch.equal(bits(value), bits(rows)), name

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -29,10 +31,11 @@ def test_runs_on_the_current_stream(op_case: Case) -> None:
     inputs = [n for n in call.buffers if n not in op_case.claim.op.outs]
     for name in inputs:
         call.buffers[name].buffer.zero_()
-    side = torch.cuda.Stream()
+    cuda: Any = torch.cuda
+    side = cuda.Stream()
     torch.cuda.synchronize()
     with torch.cuda.stream(side):
-        torch.cuda._sleep(20_000_000)  # some milliseconds: a launch elsewhere would read zeros
+        cuda._sleep(20_000_000)  # some milliseconds: a launch elsewhere would read zeros
         for name in inputs:
             call.buffers[name].buffer.copy_(late.buffers[name].buffer, non_blocking=True)
         run(*call.args, *call.outs)
@@ -48,7 +51,8 @@ def test_a_graph_captures_it(one_case: Case) -> None:
         pytest.skip("the kernel does not claim to be capturable")
     call, fresh = calls.prepare(one_case), calls.prepare(one_case)
     run = calls.runner(one_case.claim, call)
-    side = torch.cuda.Stream()
+    cuda: Any = torch.cuda
+    side = cuda.Stream()
     with torch.cuda.stream(side):
         run(*call.args, *call.outs)  # first calls may load modules, which capture forbids
     torch.cuda.synchronize()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from opmux.conformance import calls
+from opmux.conformance.buffers import bits
 from opmux.conformance.cases import Case
 from opmux.conformance.test_numerics import serve
 from opmux.kernel import Property
@@ -42,7 +43,7 @@ def test_schema_and_fake_hold(op_case: Case) -> None:
     call = calls.prepare(op_case)
     for out in call.outs:
         out.zero_()  # the poison is NaN, which never equals itself
-    torch.library.opcheck(overload, call.native(), test_utils=CHECKS)
+    torch.library.opcheck(overload, tuple(call.native()), test_utils=CHECKS)
 
 
 def test_compiles_without_recompiling(op_case: Case) -> None:
@@ -60,7 +61,7 @@ def test_compiles_without_recompiling(op_case: Case) -> None:
         call.check_guards()
         got = dict(zip(op_case.claim.op.outs, results, strict=True)) or call.results()
         for name, value in wanted.results().items():
-            assert torch.equal(calls.bits(got[name]), calls.bits(value)), f"{times} times, {name}"
+            assert torch.equal(bits(got[name]), bits(value)), f"{times} times, {name}"
     assert len(graphs) <= 2, f"{len(graphs)} graphs for {len(TOKENS)} token counts"
     for graph in graphs:
         _holds(op_case, graph)

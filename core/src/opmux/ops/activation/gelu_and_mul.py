@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from opmux.op import op
@@ -28,7 +28,8 @@ def gelu_and_mul(x: Tensor) -> Tensor:
     Source: GLU Variants Improve Transformer, arXiv:2002.05202
     """
     gate, up = x.float().chunk(2, dim=-1)
-    return (F.gelu(gate) * up).to(x.dtype)
+    # (1 + erf(v / sqrt(2))) / 2; F.gelu makes NaN of infinity where it is vectorised
+    return (gate * torch.special.ndtr(gate) * up).to(x.dtype)
 
 
 @gelu_and_mul.outputs
