@@ -133,7 +133,9 @@ def good(op: Op) -> dict[str, Any]:
         small |= call[op.leading].shape[-1] < 4
         numel = sum(t.numel() for t in tensors)
         # a per-row tensor gives more ways to go wrong than a scalar
-        numel -= (1 << 20) * any(p.per_row and isinstance(call[p.name], torch.Tensor) for p in op.params)
+        numel -= (1 << 20) * any(
+            p.per_row and isinstance(call[p.name], torch.Tensor) for p in op.params
+        )
         if call[op.leading].numel() and (missing, small, numel) < least:
             best, least = call, (missing, small, numel)
     assert best, f"{op.name} has no sample that is not empty"

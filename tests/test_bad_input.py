@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import fakes
 import pytest
 import torch
 from torch import Tensor
 
+import fakes
 import opmux
 from opmux import loader
 from opmux.op import Op, Param, all_ops
@@ -80,6 +80,30 @@ def scalar_mistakes(param: Param) -> Iterator[tuple[str, Any, str]]:
         yield "a tensor", torch.ones(1), "Tensor"
 
 
+def index_mistakes(value: Tensor, end: int) -> Iterator[tuple[str, Any, str]]:
+    """Yield indices with one outside of [0, end); only some arguments refuse negative ones."""
+    for index in (end, end + 2**31, -1):
+        for dtype in (torch.int64, torch.int32):
+            if index < 2**31 or dtype == torch.int64:
+                wrong = value.to(dtype, copy=True)
+                wrong[-1] = index
+                yield f"{index} in {dtype}", wrong, str(index)
+
+
+def out_mistakes(out: Tensor) -> Iterator[tuple[str, Any, str]]:
+    """Yield wrong values for a result that the caller gives."""
+    yield "a list", [], "list"
+    yield "shape", _grown(out, -1), str(out.shape[-1] + 1)
+    yield "more dimensions", out[None].clone(), str(tuple(out[None].shape))
+    other = torch.float16 if out.dtype != torch.float16 else torch.float32
+    yield "dtype", out.to(other), str(other).removeprefix("torch.")
+    yield "meta", out.to("meta"), "meta"
+    if out.shape[0] > 1:  # of one dimension: said of its stride
+        yield "expanded", out[:1].expand_as(out), "expanded" if out.dim() > 1 else "stride 0"
+    if out.dim() > 1:
+        yield "strided columns", _strided(out), "2"
+
+
 def mistakes(op: Op) -> Iterator[Bad]:
     """Yield every wrong call of an op.
 
@@ -121,26 +145,11 @@ def _changed(op: Op) -> Iterator[Bad]:
         if p.mutated and value.shape[0] > 1:
             yield bad(p.name, "expanded", value[:1].expand_as(value), "expanded")
         if INDICES.get(p.name) in base and isinstance(value, Tensor):
-            end = base[INDICES[p.name]].shape[0]
-            for index in (end, end + 2**31, -1) if p.name != "slot_mapping" else (end, 2**40):
-                for dtype in (torch.int64, torch.int32):
-                    if abs(index) < 2**31 or dtype == torch.int64:
-                        wrong = value.to(dtype, copy=True)
-                        wrong[-1] = index
-                        yield bad(p.name, f"{index} in {dtype}", wrong, str(index))
+            for what, wrong, shows in index_mistakes(value, base[INDICES[p.name]].shape[0]):
+                yield bad(p.name, what, wrong, shows)
     for name, out in outs.items():
-        yield bad(name, "a list", [], "list")
-        yield bad(name, "shape", _grown(out, -1), str(out.shape[-1] + 1))
-        yield bad(name, "more dimensions", out[None].clone(), str(tuple(out[None].shape)))
-        other = torch.float16 if out.dtype != torch.float16 else torch.float32
-        yield bad(name, "dtype", out.to(other), str(other).removeprefix("torch."))
-        yield bad(name, "meta", out.to("meta"), "meta")
-        # one dimension: said of its stride
-        shows = "expanded" if out.dim() > 1 else "stride 0"
-        if out.shape[0] > 1:
-            yield bad(name, "expanded", out[:1].expand_as(out), shows)
-        if out.dim() > 1:
-            yield bad(name, "strided columns", _strided(out), "2")
+        for what, wrong, shows in out_mistakes(out):
+            yield bad(name, what, wrong, shows)
 
 
 def _outs(op: Op, base: dict[str, Any]) -> dict[str, Tensor]:
@@ -188,22 +197,17 @@ def refused(op: Op, case: Bad, backend: str | None) -> str:
 
 
 def harmless(op: Op, case: Bad) -> bool:
-    """Whether a native kernel may run the call: no memory is in danger and checks cost time.
+    """Whether a native kernel may run the call: torch's own parser converts the scalar.
 
-    Of scalars, torch's own argument parser makes ints, floats and bools; rows of one number are
-    read through their stride; an expanded result is written in bounds, several times.
+    It makes ints, floats and bools of each other, and of tensors of one element.
     """
     what = case.what.removesuffix(", no out")
     param = next((p for p in op.params if p.name == case.arg), None)
-    value = case.args[case.arg]
-    if param is not None and not param.is_tensor and not isinstance(value, Tensor):
-        return param.kind == "bool" or what == "a bool"
-    if param is not None and param.kind in ("float", "bool") and what == "a tensor":
-        return True
-    if what == "strided columns":
-        return bool(value.dim() == 1)
-    slots = op.name == "store_kv_cache" and case.arg.endswith("_cache") and what == "rows + 1"
-    return slots or what == "expanded"
+    if param is None or param.is_tensor:
+        return False
+    if isinstance(case.args[case.arg], Tensor):
+        return param.kind in ("float", "bool") and what == "a tensor"
+    return param.kind == "bool" or what == "a bool"
 
 
 @pytest.fixture(scope="module")

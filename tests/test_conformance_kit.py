@@ -63,7 +63,6 @@ for run in runs:
     name, op = run.split(":")
     pytest.main([
         "-q", "--no-header", "--maxfail=3", "-p", "no:cacheprovider",
-        "-p", "opmux.conformance.plugin",
         "--pyargs", "opmux.conformance.test_numerics", "-c", f"{folder}/pytest.ini",
         "--opmux-backend", name, "--opmux-op", op, "--opmux-report", f"{folder}/{name}.json",
     ])
@@ -101,7 +100,7 @@ def python(site: Path, *args: str) -> subprocess.CompletedProcess[str]:
 
 def kit(site: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return python(
-        site, "-m", "pytest", "-p", "opmux.conformance.plugin", "-p", "no:cacheprovider",
+        site, "-m", "pytest", "-p", "no:cacheprovider",
         "-c", str(site / "pytest.ini"), "-rs", "--pyargs", "opmux.conformance", *args,
     )  # fmt: skip
 

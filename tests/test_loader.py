@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fakes
-import plugins
 import pytest
 import torch
 
+import fakes
 import opmux
+import plugins
 from opmux import loader
 from opmux.kernel import Backend, Code, Kernel
 
@@ -117,7 +117,10 @@ BROKEN = {
         {"requires": {"opmux": ["0.1", "0.2"], "torch": ["99.1", ""]}},
     ),
     "manifest and backend differ": Broken(
-        plugin(), Code.INTERFACE, "disagree about ops: rmsnorm", {"ops": ("silu_and_mul", "rmsnorm")}
+        plugin(),
+        Code.INTERFACE,
+        "disagree about ops: rmsnorm",
+        {"ops": ("silu_and_mul", "rmsnorm")},
     ),
     "manifest of another backend": Broken(
         plugin(), Code.INTERFACE, "the manifest says 'other'", {"backend": "other"}
@@ -192,15 +195,18 @@ BROKEN = {
         op="silu_and_mul",
     ),
     "predicate raises": Broken(
-        plugin(before="SILU = {'silu_and_mul': Kernel(opmux.FLOATS, fn=fn, "
-                      "rejects=lambda s: s.nothing)}\n"),  # fmt: skip
+        plugin(
+            before="SILU = {'silu_and_mul': Kernel(opmux.FLOATS, fn=fn, "
+            "rejects=lambda s: s.nothing)}\n"
+        ),
         Code.PREDICATE,
         "its predicate raised AttributeError",
         at_call=True,
     ),
     "predicate returns a bool": Broken(
-        plugin(before="SILU = {'silu_and_mul': Kernel(opmux.FLOATS, fn=fn, "
-                      "rejects=lambda s: True)}\n"),  # fmt: skip
+        plugin(
+            before="SILU = {'silu_and_mul': Kernel(opmux.FLOATS, fn=fn, rejects=lambda s: True)}\n"
+        ),
         Code.PREDICATE,
         "its predicate returned True",
         at_call=True,
@@ -370,6 +376,23 @@ def test_a_broken_library(
         assert not hasattr(getattr(torch.ops, f"opmux_{name}"), "silu_and_mul")
         with pytest.raises(opmux.NoKernelError, match=name):
             opmux.silu_and_mul(torch.randn(2, 8), backend=name)
+
+
+def test_malformed_entry_points_of_one_distribution(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "opmux_broken-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: opmux-broken\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text("[opmux.backends]\nno equals sign here\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    loader.reset()
+    try:
+        assert opmux.silu_and_mul(torch.ones(1, 2)).shape == (1, 1)
+        assert any("opmux_broken" in f.dist for f in opmux.failures())
+    finally:
+        monkeypatch.undo()
+        loader.reset()
 
 
 def test_a_distribution_without_metadata(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fakes
 import pytest
 import torch
 
+import fakes
 import opmux
 from opmux import loader, policy
 from opmux.kernel import Kernel, Property
@@ -35,6 +35,11 @@ def ran(**call: Any) -> str:
     winner = opmux.silu_and_mul.explain(X, **call).winner.name
     assert fakes.RAN == ([] if winner == "reference" else [winner])
     return winner
+
+
+def chosen() -> str:
+    """Return what would run, for threads that must not share the log."""
+    return str(opmux.silu_and_mul.explain(X).winner.name)
 
 
 def toml(text: str) -> None:
@@ -325,7 +330,10 @@ def test_configure_adds_and_resets() -> None:
     opmux.configure("b_conf")
     opmux.configure(on_unsupported="raise")
     config = opmux.effective_config()
-    assert (config["backends"]["value"], config["on_unsupported"]["value"]) == (("b_conf",), "raise")
+    assert (config["backends"]["value"], config["on_unsupported"]["value"]) == (
+        ("b_conf",),
+        "raise",
+    )
     opmux.configure()
     assert opmux.effective_config()["backends"]["origin"] == "default"
     assert opmux.effective_config()["on_unsupported"]["value"] == "next"
@@ -357,15 +365,12 @@ def test_use_holds_in_its_thread_only() -> None:
     seen: dict[str, Any] = {}
 
     def other() -> None:
-        seen["before"] = (ran_name(), policy.traced.token)
+        seen["before"] = (chosen(), policy.traced.token)
         with opmux.use("b_env"):
             inside.set()
             outside.wait(20)
-            seen["in"] = ran_name()
-        seen["after"] = (ran_name(), policy.traced.token)
-
-    def ran_name() -> str:
-        return str(opmux.silu_and_mul.explain(X).winner.name)
+            seen["in"] = chosen()
+        seen["after"] = (chosen(), policy.traced.token)
 
     with opmux.use("b_use"):
         thread = threading.Thread(target=other)
@@ -388,13 +393,13 @@ def test_use_holds_in_its_task_only() -> None:
         with opmux.use(name):
             for _ in range(3):
                 await asyncio.sleep(0)
-                log.append(ran())
+                log.append(chosen())
             log.append(await asyncio.create_task(child()))
-            log.append(await asyncio.to_thread(ran))
-        log.append(ran())
+            log.append(await asyncio.to_thread(chosen))
+        log.append(chosen())
 
     async def child() -> str:
-        return ran()
+        return chosen()
 
     async def both() -> tuple[list[str], list[str]]:
         first: list[str] = []

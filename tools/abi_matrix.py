@@ -78,7 +78,7 @@ def try_cell(torch: str, python: str, files: list[Path]) -> Result:
     commands.append([here, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", *files])
     kit = ["--pyargs", "opmux.conformance", "--opmux-backend", "cpu_amx", "-q"]
     commands.append([here, "-m", "pytest", *kit, "-p", "no:cacheprovider"])
-    log = home.with_suffix(f".{python}.log")
+    log = home.parent / f"{home.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     last = ""
     with log.open("w") as out:

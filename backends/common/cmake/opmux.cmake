@@ -56,16 +56,22 @@ function(opmux_compile_options target)
     $<$<COMPILE_LANGUAGE:CXX>:-fmacro-prefix-map=${OPMUX_TORCH_INCLUDE}/=>)
 endfunction()
 
+# An empty stand-in gives the DT_NEEDED entry; at run time libtorch.so is already loaded, and it in
+# turn needs the CPU and device libraries of whatever torch that is.
+function(opmux_link_torch target)
+  if(NOT TARGET opmux_torch_stub)
+    file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/empty.cpp CONTENT "")
+    add_library(opmux_torch_stub SHARED ${CMAKE_CURRENT_BINARY_DIR}/empty.cpp)
+    set_target_properties(opmux_torch_stub PROPERTIES
+      OUTPUT_NAME torch LIBRARY_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/stub)
+  endif()
+  target_link_options(${target} PRIVATE -Wl,--no-as-needed)
+  target_link_libraries(${target} PRIVATE opmux_torch_stub)
+endfunction()
+
 function(opmux_add_backend name)
   cmake_parse_arguments(ARG "OLD_GLIBC" "PACKAGE" "SOURCES" ${ARGN})
   set(target _opmux_${name})
-
-  # An empty stand-in gives the DT_NEEDED entry; at run time libtorch.so is already loaded, and it
-  # in turn needs the CPU and device libraries of whatever torch that is.
-  file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/empty.cpp CONTENT "")
-  add_library(${target}_torch_stub SHARED ${CMAKE_CURRENT_BINARY_DIR}/empty.cpp)
-  set_target_properties(${target}_torch_stub PROPERTIES
-    OUTPUT_NAME torch LIBRARY_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/stub)
 
   add_library(${target} MODULE ${ARG_SOURCES} ${OPMUX_CMAKE_DIR}/glibc_compat.cpp)
   set_target_properties(${target} PROPERTIES
@@ -80,8 +86,8 @@ function(opmux_add_backend name)
   # -z now: a torch without a needed symbol refuses at load, not at the first call.
   # libdl.so.2: where dlsym lives on glibc before 2.34.
   target_link_options(${target} PRIVATE
-    -Wl,--version-script=${OPMUX_CMAKE_DIR}/opmux.map -Wl,--no-as-needed -Wl,-z,now)
-  target_link_libraries(${target} PRIVATE ${target}_torch_stub)
+    -Wl,--version-script=${OPMUX_CMAKE_DIR}/opmux.map -Wl,-z,now)
+  opmux_link_torch(${target})
   if(ARG_OLD_GLIBC)
     include(${OPMUX_CMAKE_DIR}/old_glibc.cmake)
     opmux_link_old_glibc(${target})

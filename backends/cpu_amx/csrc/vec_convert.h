@@ -260,22 +260,6 @@ OPMUX_INLINE Pair load_pair(const T* p, Full) {
   return load_pair(p);
 }
 
-// Loads from one row while it asks for the same place of the row that comes after it.
-template <class T>
-struct Ahead {
-  const T* row;
-  const T* next;
-  OPMUX_INLINE Ahead operator+(int64_t i) const { return {row + i, next + i}; }
-};
-template <class T, class Count>
-OPMUX_INLINE Pair load_pair(Ahead<T> p, Count count) {
-  _mm_prefetch(p.next, _MM_HINT_T0);
-  if constexpr (sizeof(Pair) / 2 * sizeof(T) / 4 > 64) {
-    _mm_prefetch(reinterpret_cast<const char*>(p.next) + 64, _MM_HINT_T0);
-  }
-  return load_pair(p.row, count);
-}
-
 // kStream: past the caches, for results that nothing reads soon and that would evict what is
 // still needed; the memory then is not read before it is overwritten. p must be aligned to a
 // register, and stream_fence() must follow before another thread looks.

@@ -124,9 +124,21 @@ os.register_at_fork(
 )
 
 
-def discover() -> Iterable[importlib.metadata.EntryPoint]:
-    """Return the entry points of all installed plugins."""
-    return importlib.metadata.entry_points(group=GROUP)
+def discover() -> Iterator[importlib.metadata.EntryPoint | Failure]:
+    """Yield the entry points of all installed plugins, and what cannot be read.
+
+    Distribution by distribution: ``importlib.metadata.entry_points`` raises for all when the file
+    of one is malformed.
+    """
+    for dist in importlib.metadata.distributions():
+        try:
+            found = tuple(dist.entry_points.select(group=GROUP))
+        except Exception as error:
+            name = Path(str(getattr(dist, "_path", "unknown"))).name
+            sentence = f"its entry points cannot be read: {_first_line(error)}"
+            yield Failure(name, name, Reason(Code.FAILED, sentence, "install it again"))
+        else:
+            yield from found
 
 
 def load() -> Registry:
@@ -168,10 +180,13 @@ def _dist(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
     return found[0] or "unknown", found[1] or "0"
 
 
-def _load_all(entries: Iterable[importlib.metadata.EntryPoint]) -> Registry:
+def _load_all(found: Iterable[importlib.metadata.EntryPoint | Failure]) -> Registry:
     denied = policy.denied_at_load()
     backends: list[Loaded] = []
+    entries: list[importlib.metadata.EntryPoint] = []
     failed: list[Failure] = []
+    for item in found:
+        failed.append(item) if isinstance(item, Failure) else entries.append(item)
     # A distribution found twice on sys.path is one plugin, not two.
     unique = {(_dist(e)[0], e.name, e.value): e for e in entries}
     for (dist, name, _), entry in sorted(unique.items()):

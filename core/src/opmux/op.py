@@ -262,7 +262,10 @@ class Op:
 
 def _params(body: Callable[..., Any], mutates: Sequence[str]) -> Iterator[Param]:
     for name, p in inspect.signature(body).parameters.items():
-        text = " ".join(str(p.annotation).split())
+        text = p.annotation
+        if not isinstance(text, str):  # a file without the future import
+            text = inspect.formatannotation(text)
+        text = " ".join(text.replace("torch.Tensor", "Tensor").split())
         per_row = text in ("Tensor | int", "Tensor | float")
         kind = _SCHEMA.get(text.removeprefix("Tensor | ") if per_row else text)
         if kind is None:
@@ -356,7 +359,8 @@ def find(name: str) -> Op:
 
 
 def all_ops() -> Mapping[str, Op]:
-    """Import every definition and return the ops by name."""
+    """Import every definition of core and return all ops by name, also those of other packages."""
     from opmux import ops
 
-    return ops.load_all()
+    ops.load_all()
+    return dict(sorted(OPS.items()))

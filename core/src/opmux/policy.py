@@ -81,7 +81,7 @@ class _Layers:
 
 
 class _Traced(threading.local):
-    """The token of this thread's scope: compiled code cannot read a ContextVar, nor be guarded on it.
+    """The token of this thread's scope: compiled code cannot be guarded on a ContextVar.
 
     Thus compiled code follows the thread's innermost ``use()``, also in asyncio tasks.
     """

@@ -25,7 +25,7 @@ OPMUX_INLINE void map_gated(const GatedRows& a, const F& f) {
   for (int64_t r = 0; r < a.rows; ++r) {
     const T* gate = static_cast<const T*>(a.x) + r * a.x_stride;
     T* out = static_cast<T*>(a.out) + r * a.out_stride;
-    map_row(a.stream, a.d, out, f, gate, gate + a.d);
+    map_row(a.stream, a.d, out, f, page_ahead(gate), page_ahead(gate + a.d));
   }
   if (a.stream) stream_fence();
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// gelu_quick(x) -> out: x * sigmoid<T>(1.702 * x)
+// gelu_quick(x) -> out: x * sigmoid(1.702 * x)
 #include "elementwise.h"
 
 namespace opmux::cpu {
@@ -22,7 +22,8 @@ void gelu_quick_rows(const UnaryRows& a) {
   for (int64_t r = 0; r < a.rows; ++r) {
     const T* x = static_cast<const T*>(a.x) + r * a.x_stride;
     T* out = static_cast<T*>(a.out) + r * a.out_stride;
-    map_row(a.stream, a.width, out, [](Vec v) { return v * sigmoid<T>(1.702f * v); }, x);
+    const auto f = [](Vec v) { return times_sigmoid<T>(v, 1.702f * v); };
+    map_row(a.stream, a.width, out, f, page_ahead(x));
   }
   if (a.stream) stream_fence();
 }

@@ -11,7 +11,7 @@ void gelu_tanh_and_mul_rows(const GatedRows& rows) {
   map_gated<T>(rows, [](Vec gate, Vec up) {
     // (1 + tanh(u)) / 2 = sigmoid(2u), without the cancellation; 2 * sqrt(2 / pi) = 1.5957...
     const Vec twice_u = 1.59576912f * gate * fma(gate * gate, 0.044715f, 1.0f);
-    return gate * sigmoid<T>(twice_u) * up;
+    return times_sigmoid<T>(gate, twice_u) * up;
   });
 }
 #endif

@@ -8,7 +8,7 @@ namespace {
 #if OPMUX_KERNEL
 template <class T>
 void silu_and_mul_rows(const GatedRows& rows) {
-  map_gated<T>(rows, [](Vec gate, Vec up) { return gate * sigmoid<T>(gate) * up; });
+  map_gated<T>(rows, [](Vec gate, Vec up) { return silu<T>(gate) * up; });
 }
 #endif
 

@@ -58,6 +58,13 @@ OPMUX_INLINE float inverse_rms(int64_t width, float eps, const F& row) {
   return 1.0f / __builtin_sqrtf(reduce_add(sum.a + sum.b) / static_cast<float>(width) + eps);
 }
 
+// The second pass reads from the cache, so memory would idle but for the next row: 23 -> 31 GB/s for
+// rmsnorm from memory, bfloat16, a Zen 5 core.
+template <class T>
+OPMUX_INLINE Ahead<T> row_ahead(const T* row, int64_t stride, bool has_next) {
+  return {row, has_next ? row + stride : row};
+}
+
 template <class T, class F>
 OPMUX_INLINE void norm_rows(const NormRows& a, const F& weigh) {
   const T* weight = static_cast<const T*>(a.weight);
@@ -66,9 +73,8 @@ OPMUX_INLINE void norm_rows(const NormRows& a, const F& weigh) {
     T* out = static_cast<T*>(a.out) + r * a.out_stride;
     const float scale = inverse_rms(
         a.width, a.eps, [&](int64_t i, auto count) { return load_pair(x + i, count); });
-    const Ahead<T> from = {x, r + 1 < a.rows ? x + a.x_stride : x};
-    map_row(
-        a.stream, a.width, out, [&](Vec v, Vec w) { return v * scale * weigh(w); }, from, weight);
+    const auto norm = [&](Vec v, Vec w) { return v * scale * weigh(w); };
+    map_row(a.stream, a.width, out, norm, row_ahead(x, a.x_stride, r + 1 < a.rows), weight);
   }
   if (a.stream) stream_fence();
 }
@@ -79,9 +85,8 @@ OPMUX_INLINE void add_norm_rows(const AddNormRows& a, const F& weigh) {
   for (int64_t r = 0; r < a.rows; ++r) {
     T* x = static_cast<T*>(a.x) + r * a.x_stride;
     T* residual = static_cast<T*>(a.residual) + r * a.residual_stride;
-    const bool last = r + 1 == a.rows;
-    const Ahead<T> x_ahead = {x, last ? x : x + a.x_stride};
-    const Ahead<T> residual_ahead = {residual, last ? residual : residual + a.residual_stride};
+    const Ahead<T> x_ahead = row_ahead<T>(x, a.x_stride, r + 1 < a.rows);
+    const Ahead<T> residual_ahead = row_ahead<T>(residual, a.residual_stride, r + 1 < a.rows);
     // Summed twice rather than kept: the norm takes the sum before it is rounded.
     const float scale = inverse_rms(a.width, a.eps, [&](int64_t i, auto count) {
       return load_pair(x + i, count) + load_pair(residual + i, count);

@@ -175,16 +175,19 @@ def grown(case: Case, times: int, device: str | None = None) -> Prepared:
     """Return the case's call with its tokens repeated.
 
     Which dimension counts tokens is what the definition accepts: a first dimension that several
-    tensors share may be repeated in all of them; the number that most tensors have is tried first.
+    tensors share may be repeated in all of them, the number that most tensors have first. Where the
+    leading tensor's does not do alone, the first dimension of its size is repeated in each, as in
+    positions (3, T).
     """
     values, results = expected(case, "plain")
     op, device = case.claim.op, device or case.claim.target.device
     sizes = [v.shape[0] for v in values.values() if isinstance(v, Tensor)]
-    for size in sorted(set(sizes), key=lambda s: (-sizes.count(s), sizes.index(s))):
+    ranked = sorted(set(sizes), key=lambda s: (-sizes.count(s), sizes.index(s)))
+    lead = values[op.leading].shape[0]
+    tries = [(s, a) for s in ranked for a in (False, True) if not a or s == lead]
+    for size, anywhere in tries:
         more = {
-            name: value.repeat(times, *[1] * (value.dim() - 1))
-            if isinstance(value, Tensor) and value.shape[0] == size
-            else value
+            name: _repeated(value, size, times, anywhere) if isinstance(value, Tensor) else value
             for name, value in values.items()
         }
         try:
@@ -195,3 +198,12 @@ def grown(case: Case, times: int, device: str | None = None) -> Prepared:
         outs = dict(zip(op.outs, fresh if isinstance(fresh, tuple) else (fresh,), strict=False))
         return Prepared(op, more, {**results, **outs}, device=device)
     raise AssertionError(f"{case}: no dimension counts tokens")
+
+
+def _repeated(value: Tensor, size: int, times: int, anywhere: bool) -> Tensor:
+    """Repeat the first dimension, if it has the size, or the first one that has it."""
+    dims = range(value.dim() if anywhere else 1)
+    dim = next((d for d in dims if value.shape[d] == size), None)
+    if dim is None:
+        return value
+    return value.repeat(*(times if d == dim else 1 for d in range(value.dim())))
