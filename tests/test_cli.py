@@ -78,11 +78,7 @@ def test_doctor_names_host_backends_and_policy() -> None:
 
 
 def test_the_command_line_says_what_it_needs() -> None:
-    code = (
-        "import sys; sys.modules['click'] = None\n"
-        "from opmux.cli import main\n"
-        "main()\n"
-    )
+    code = "import sys; sys.modules['click'] = None\nfrom opmux.cli import main\nmain()\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert 'pip install "opmux[cli]"' in done.stderr

@@ -26,16 +26,17 @@ def here() -> list[str]:
 def run_kit(backend: str, *args: str, **environment: str) -> None:
     command = [sys.executable, "-m", "pytest", "--pyargs", "opmux.conformance", "-q", "-x",
                "--opmux-backend", backend, "-p", "no:cacheprovider", *args]  # fmt: skip
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}
-    )
+    # Small tensors: a second thread only waits. The kit tests thread counts by itself.
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     print(done.stdout[-4000:])
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-2000:]}"
     assert " passed" in done.stdout
 
 
 def test_the_reference_conforms() -> None:
-    run_kit("reference")
+    # it is compared with itself: special values would say nothing
+    run_kit("reference", "-k", "not special_values")
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -69,7 +69,8 @@ def stub() -> str:
     parts = [_HEAD]
     for name, op in sorted(all_ops().items()):
         args = _arguments(op)
-        returns = str(op.body.__annotations__["return"])
+        several = f"tuple[{', '.join('Tensor' for _ in op.outs)}]"
+        returns = several if len(op.outs) > 1 else str(op.body.__annotations__["return"])
         doc = re.sub(r"^", "    ", inspect.getdoc(op.body) or "", flags=re.MULTILINE)
         doc = re.sub(
             r"^\s+$", "", re.sub(r"^", "    ", doc, flags=re.MULTILINE), flags=re.MULTILINE

@@ -20,7 +20,9 @@ OPMUX_INLINE void for_pairs(int64_t begin, int64_t end, const F& f) {
 constexpr int64_t kPageBytes = 4096;
 constexpr int64_t kLineBytes = 64;
 
-OPMUX_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+OPMUX_INLINE void prefetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}
 
 // A place in a row that is read, and what to ask for meanwhile.
 template <class T>

@@ -47,8 +47,8 @@ int count_isas() {
   const uint64_t saved = xcr0();
   constexpr uint64_t kYmm = 0x6, kZmm = 0xe6;
   // FMA, MOVBE, AVX, F16C; BMI1, AVX2, BMI2; LZCNT
-  if ((saved & kYmm) != kYmm || !has(base.ecx, {12, 22, 28, 29}) ||
-      !has(features.ebx, {3, 5, 8}) || !has(extended.ecx, {5})) {
+  if ((saved & kYmm) != kYmm || !has(base.ecx, {12, 22, 28, 29}) || !has(features.ebx, {3, 5, 8}) ||
+      !has(extended.ecx, {5})) {
     return 1;
   }
   // F, DQ, CD, BW, VL
@@ -89,6 +89,26 @@ std::string brand() {
   return name;
 }
 
+// Intel describes its caches in leaf 4, AMD in 0x8000001d, alike.
+void find_last_level_cache(Host* host) {
+  host->cache_bytes = int64_t{32} << 20;  // of most servers, should neither leaf tell
+  host->cache_threads = 16;
+  unsigned highest = 0;
+  for (unsigned leaf : {4u, 0x8000001du}) {
+    for (unsigned i = 0; i < 8; ++i) {
+      const Registers r = cpuid(leaf, i);
+      const unsigned type = r.eax & 0x1f, level = r.eax >> 5 & 7;
+      if (type == 0) break;
+      if (level < highest) continue;
+      highest = level;
+      const int64_t ways = (r.ebx >> 22) + 1, partitions = (r.ebx >> 12 & 0x3ff) + 1;
+      const int64_t line = (r.ebx & 0xfff) + 1, sets = int64_t{r.ecx} + 1;
+      host->cache_bytes = ways * partitions * line * sets;
+      host->cache_threads = static_cast<int>(r.eax >> 14 & 0xfff) + 1;
+    }
+  }
+}
+
 std::string list(int count) {
   std::string names;
   for (int i = 0; i < count; ++i) names += (i ? ", " : "") + std::string(kIsaNames[i]);
@@ -103,6 +123,7 @@ const Host& host() {
     h.isas = count_isas();
     h.amx_state = ask_for_amx(&h.amx);
     h.cpu = brand();
+    find_last_level_cache(&h);
     return h;
   }();
   return known;

@@ -57,11 +57,11 @@ struct KernelTable {
 #include "vec.h"
 
 // The sections hold pointers, not entries: the compiler may pad a structure, never a pointer.
-#define OPMUX_KERNEL_ENTRY(table, ...)                                                          \
-  static const ::opmux::cpu::KernelEntry table##_entry = {                                      \
-      #table, ::opmux::cpu::Isa::OPMUX_KERNEL_ISA, {__VA_ARGS__}};                              \
-  __attribute__((section("opmux_kernels"),                                                      \
-                 used)) static const ::opmux::cpu::KernelEntry* const table##_pointer =         \
+#define OPMUX_KERNEL_ENTRY(table, ...)                                                  \
+  static const ::opmux::cpu::KernelEntry table##_entry = {                              \
+      #table, ::opmux::cpu::Isa::OPMUX_KERNEL_ISA, {__VA_ARGS__}};                      \
+  __attribute__((section("opmux_kernels"),                                              \
+                 used)) static const ::opmux::cpu::KernelEntry* const table##_pointer = \
       &table##_entry
 #define OPMUX_ANY_FUNCTION(Signature, ...) \
   reinterpret_cast<::opmux::cpu::AnyFunction>(static_cast<Signature*>(&__VA_ARGS__))
@@ -70,9 +70,9 @@ struct KernelTable {
 #define OPMUX_ONE_KERNEL(table, Signature, function) \
   OPMUX_KERNEL_ENTRY(table, OPMUX_ANY_FUNCTION(Signature, function))
 // A kernel template over the element type, for each floating type.
-#define OPMUX_FLOAT_KERNELS(table, Signature, function)                        \
-  OPMUX_KERNEL_ENTRY(table, OPMUX_ANY_FUNCTION(Signature, function<float>),    \
-                     OPMUX_ANY_FUNCTION(Signature, function<bfloat16>),        \
+#define OPMUX_FLOAT_KERNELS(table, Signature, function)                     \
+  OPMUX_KERNEL_ENTRY(table, OPMUX_ANY_FUNCTION(Signature, function<float>), \
+                     OPMUX_ANY_FUNCTION(Signature, function<bfloat16>),     \
                      OPMUX_ANY_FUNCTION(Signature, function<float16>))
 
 #else
@@ -100,13 +100,12 @@ static_assert(kKernelTypes == kFloatTypes);
 
 }  // namespace opmux::cpu
 
-#define OPMUX_KERNEL_TABLE(Type, table)                                                  \
-  static ::opmux::cpu::Type table = {{#table, {}}};                                      \
-  __attribute__((section("opmux_tables"), used)) static ::opmux::cpu::KernelTable* const \
-      table##_pointer = &table
+#define OPMUX_KERNEL_TABLE(Type, table)             \
+  static ::opmux::cpu::Type table = {{#table, {}}}; \
+  __attribute__((section("opmux_tables"),           \
+                 used)) static ::opmux::cpu::KernelTable* const table##_pointer = &table
 
-#define OPMUX_ONE_KERNEL(table, Signature, function) \
-  OPMUX_KERNEL_TABLE(OneKernel<Signature>, table)
+#define OPMUX_ONE_KERNEL(table, Signature, function) OPMUX_KERNEL_TABLE(OneKernel<Signature>, table)
 #define OPMUX_FLOAT_KERNELS(table, Signature, function) \
   OPMUX_KERNEL_TABLE(FloatKernels<Signature>, table)
 

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "host.h"
 #include "opmux/rows.h"
 
 namespace opmux::cpu {
@@ -16,10 +17,12 @@ namespace opmux::cpu {
 // core moves about as much from its cache.
 constexpr int64_t kBytesPerTask = 128 * 1024;
 
-// Results beyond this go past the caches: they would evict the inputs and be evicted themselves
-// before anyone reads them.
-constexpr int64_t kStreamBytes = 16 * 1024 * 1024;
-inline bool streams(int64_t result_bytes) { return result_bytes >= kStreamBytes; }
+// Whether an op that touches so many bytes is to write past the caches: what fills them evicts the
+// inputs, and is evicted itself before anyone reads it.
+inline bool streams(int64_t bytes) {
+  const int64_t caches = torch::stable::get_num_threads() / host().cache_threads;
+  return bytes >= std::max<int64_t>(1, caches) * host().cache_bytes;
+}
 
 // f(begin, end) over pieces of [0, items).
 template <class F>

@@ -18,8 +18,8 @@ struct Pair {
 struct Full {};
 
 #if defined(__AVX512F__)
-using Raw = __m512i;       // kPair 16-bit elements
-using HalfRaw = __m256i;   // kLanes of them
+using Raw = __m512i;      // kPair 16-bit elements
+using HalfRaw = __m256i;  // kLanes of them
 #elif defined(__AVX2__)
 using Raw = __m256i;
 using HalfRaw = __m128i;
@@ -96,13 +96,11 @@ OPMUX_INLINE Vec widen_f16(VecI half) {
   const VecI exponent = magnitude & 0x0f800000;
   const VecI normal = magnitude + (112 << 23);  // 112: difference of the exponents' biases
   // Infinity and NaN: exponent all ones; a signalling NaN becomes quiet, as the instruction does.
-  const VecI special = (magnitude | 0x7f800000) | ((magnitude & 0x007fffff) != 0 ? splat(0x00400000)
-                                                                                : splat(0));
+  const VecI special =
+      (magnitude | 0x7f800000) | ((magnitude & 0x007fffff) != 0 ? splat(0x00400000) : splat(0));
   // Subnormal: as if normal with exponent 1, less the implicit bit that it does not have.
   const Vec subnormal = from_bits(magnitude + (113 << 23)) - from_bits(splat(113 << 23));
-  const VecI value = exponent == 0            ? bits_of(subnormal)
-                     : exponent == 0x0f800000 ? special
-                                              : normal;
+  const VecI value = exponent == 0 ? bits_of(subnormal) : exponent == 0x0f800000 ? special : normal;
   return from_bits(value | sign);
 }
 OPMUX_INLINE VecI narrow_f16(Vec v) {
@@ -263,38 +261,28 @@ OPMUX_INLINE Pair load_pair(const T* p, Full) {
 // kStream: past the caches, for results that nothing reads soon and that would evict what is
 // still needed; the memory then is not read before it is overwritten. p must be aligned to a
 // register, and stream_fence() must follow before another thread looks.
-template <bool kStream = false, class T>
-OPMUX_INLINE void store_pair(T* p, Pair v) {
-  const Raw raw = merge(T{}, v);
+template <bool kStream>
+OPMUX_INLINE void store_raw(void* p, Raw raw) {
   if constexpr (kStream) {
 #if defined(__AVX512F__)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), raw);
+    _mm512_stream_si512(static_cast<__m512i*>(p), raw);
 #elif defined(__AVX2__)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), raw);
+    _mm256_stream_si256(static_cast<__m256i*>(p), raw);
 #else
-    _mm_stream_si128(reinterpret_cast<__m128i*>(p), raw);
+    _mm_stream_si128(static_cast<__m128i*>(p), raw);
 #endif
   } else {
     __builtin_memcpy(p, &raw, sizeof raw);
   }
 }
+template <bool kStream = false, class T>
+OPMUX_INLINE void store_pair(T* p, Pair v) {
+  store_raw<kStream>(p, merge(T{}, v));
+}
 template <bool kStream = false>
 OPMUX_INLINE void store_pair(float* p, Pair v) {
-  if constexpr (kStream) {
-#if defined(__AVX512F__)
-    _mm512_stream_ps(p, v.a);
-    _mm512_stream_ps(p + kLanes, v.b);
-#elif defined(__AVX2__)
-    _mm256_stream_ps(p, v.a);
-    _mm256_stream_ps(p + kLanes, v.b);
-#else
-    _mm_stream_ps(p, v.a);
-    _mm_stream_ps(p + kLanes, v.b);
-#endif
-  } else {
-    store(p, v.a);
-    store(p + kLanes, v.b);
-  }
+  store_raw<kStream>(p, (Raw)v.a);
+  store_raw<kStream>(p + kLanes, (Raw)v.b);
 }
 template <class T>
 OPMUX_INLINE void store_pair(T* p, Pair v, int n) {

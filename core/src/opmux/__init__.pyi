@@ -86,6 +86,54 @@ class _apply_penalties:
 
 apply_penalties: _apply_penalties
 
+class _apply_shuffle_mul_sum:
+    op: Op
+    def __call__(
+        self,
+        x: Tensor,
+        permutation: Tensor,
+        factors: Tensor | None = None,
+        out: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Tensor:
+        """Undo a shuffle: ``out[t] = sum over j of factors[t, j] * x[permutation[t, j]]``.
+
+        A negative index adds nothing. Summed in float32 and rounded once.
+
+        Shapes:
+            x: (M, h), float32, bfloat16 or float16; last dimension contiguous
+            permutation: (T, topk), int32 or int64, each below M
+            factors: (T, topk), float32; None weighs all by 1
+            returns: (T, h), dtype of x
+
+        Raises:
+            ValueError: a shape, or on the CPU an index, does not fit.
+            TypeError: permutation holds no integers or factors is not float32.
+
+        Source: MegaBlocks, arXiv:2211.15841
+        """
+    def bind(
+        self,
+        x: Tensor,
+        permutation: Tensor,
+        factors: Tensor | None = None,
+        out: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Callable[..., Tensor]: ...
+    def explain(
+        self,
+        x: Tensor,
+        permutation: Tensor,
+        factors: Tensor | None = None,
+        out: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Decision: ...
+
+apply_shuffle_mul_sum: _apply_shuffle_mul_sum
+
 class _apply_token_bitmask:
     op: Op
     def __call__(
@@ -282,12 +330,11 @@ class _fused_add_rmsnorm_per_token_group_quant:
         *,
         backend: str | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Add into residual, in place, then quantise the sum's rmsnorm by :func:`per_token_group_quant`.
+        """Add into residual, in place, and quantise its rmsnorm by :func:`per_token_group_quant`.
 
-        ``residual += x``, rounded once; of the sum in float32, ``s``, the normalised value
-        ``s / sqrt(mean(s**2) + eps) * weight`` stays in float32 until it is quantised. x is not written.
-        The scale of a group of values is ``max(amax, 1e-10) / top``, top is 448 for fp8 e4m3 and, with
-        int8, 127.
+        ``residual += x``, rounded once; x is not written. Of the unrounded sum s, the normalised value
+        ``s / sqrt(mean(s**2) + eps) * weight`` stays in float32 until it is quantised. The scale
+        of a group of values is ``max(amax, 1e-10) / top``, top is 448 for fp8 e4m3 and, with int8, 127.
 
         Shapes:
             x: (T, h), float32, bfloat16 or float16; last dimension contiguous
@@ -349,11 +396,11 @@ class _fused_add_rmsnorm_per_token_quant:
         *,
         backend: str | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Add into residual, in place, then quantise the sum's rmsnorm by :func:`per_token_quant`.
+        """Add into residual, in place, and quantise its rmsnorm by :func:`per_token_quant`.
 
-        ``residual += x``, rounded once; of the sum in float32, ``s``, the normalised value
-        ``s / sqrt(mean(s**2) + eps) * weight`` stays in float32 until it is quantised. x is not written.
-        The scale of a row is ``max(amax, 1e-10) / top``, top is 448 for fp8 e4m3 and, with int8, 127.
+        ``residual += x``, rounded once; x is not written. Of the unrounded sum s, the normalised value
+        ``s / sqrt(mean(s**2) + eps) * weight`` stays in float32 until it is quantised. The scale
+        of a row is ``max(amax, 1e-10) / top``, top is 448 for fp8 e4m3 and, with int8, 127.
 
         Shapes:
             x: (T, h), float32, bfloat16 or float16; last dimension contiguous
@@ -395,6 +442,169 @@ class _fused_add_rmsnorm_per_token_quant:
 
 fused_add_rmsnorm_per_token_quant: _fused_add_rmsnorm_per_token_quant
 
+class _fused_qk_norm_rope:
+    op: Op
+    def __call__(
+        self,
+        qkv: Tensor,
+        num_heads_q: int,
+        num_heads_k: int,
+        num_heads_v: int,
+        head_dim: int,
+        eps: float,
+        q_weight: Tensor,
+        k_weight: Tensor,
+        cos_sin_cache: Tensor,
+        is_neox: bool,
+        positions: Tensor,
+        *,
+        backend: str | None = None,
+    ) -> None:
+        """Norm each query and key head, then rotate it, in place; the value heads stay.
+
+        ``x / sqrt(mean(x**2) + eps) * weight`` over each head, then its first rot_dim values rotated by
+        the token's position: pairs (a, b), at (i, i + rot_dim / 2) in the neox style and (2i, 2i + 1)
+        otherwise, become ``(a*cos - b*sin, b*cos + a*sin)``. In float32, rounded once.
+
+        Shapes:
+            qkv: (T, (num_heads_q + num_heads_k + num_heads_v) * head_dim), float32, bfloat16 or
+                float16; last dimension contiguous; written
+            q_weight: (head_dim,), dtype of qkv
+            k_weight: (head_dim,), dtype of qkv
+            cos_sin_cache: (max_position, rot_dim), cosines then sines, float32 or dtype of qkv; rot_dim
+                is even and at most head_dim
+            positions: (T,), int32 or int64, each below max_position
+
+        Raises:
+            ValueError: a shape, or on the CPU a position, does not fit.
+            TypeError: dtypes differ, or positions are not integers.
+
+        Source: Qwen3 Technical Report, arXiv:2505.09388
+        """
+    def bind(
+        self,
+        qkv: Tensor,
+        num_heads_q: int,
+        num_heads_k: int,
+        num_heads_v: int,
+        head_dim: int,
+        eps: float,
+        q_weight: Tensor,
+        k_weight: Tensor,
+        cos_sin_cache: Tensor,
+        is_neox: bool,
+        positions: Tensor,
+        *,
+        backend: str | None = None,
+    ) -> Callable[..., None]: ...
+    def explain(
+        self,
+        qkv: Tensor,
+        num_heads_q: int,
+        num_heads_k: int,
+        num_heads_v: int,
+        head_dim: int,
+        eps: float,
+        q_weight: Tensor,
+        k_weight: Tensor,
+        cos_sin_cache: Tensor,
+        is_neox: bool,
+        positions: Tensor,
+        *,
+        backend: str | None = None,
+    ) -> Decision: ...
+
+fused_qk_norm_rope: _fused_qk_norm_rope
+
+class _fused_qk_norm_rope_store_kv:
+    op: Op
+    def __call__(
+        self,
+        qkv: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slot_mapping: Tensor,
+        num_heads_q: int,
+        num_heads_k: int,
+        num_heads_v: int,
+        head_dim: int,
+        eps: float,
+        q_weight: Tensor,
+        k_weight: Tensor,
+        cos_sin_cache: Tensor,
+        is_neox: bool,
+        positions: Tensor,
+        *,
+        backend: str | None = None,
+    ) -> None:
+        """Norm and rotate the query in place; write normed and rotated keys, and values, to the cache.
+
+        Query and key heads as in fused_qk_norm_rope: ``x / sqrt(mean(x**2) + eps) * weight``, then the
+        first rot_dim values rotated by the token's position, in float32, rounded once. Only the query
+        is written back to qkv; the key goes to ``k_cache[slot_mapping[t]]`` and the value, bit for bit,
+        to ``v_cache[slot_mapping[t]]``. A negative slot marks a padding token, which is not stored; of
+        tokens that share a slot one wins, unspecified which.
+
+        Shapes:
+            qkv: (T, (num_heads_q + num_heads_k + num_heads_v) * head_dim), float32, bfloat16 or
+                float16; last dimension contiguous; its query part is written
+            k_cache: (slots, num_heads_k * head_dim) or (slots, num_heads_k, head_dim), dtype of qkv,
+                rows dense, row stride free; written
+            v_cache: the same with num_heads_v; written
+            slot_mapping: (T,), int32 or int64, each below slots
+            q_weight: (head_dim,), dtype of qkv
+            k_weight: (head_dim,), dtype of qkv
+            cos_sin_cache: (max_position, rot_dim), cosines then sines, float32 or dtype of qkv; rot_dim
+                is even and at most head_dim
+            positions: (T,), int32 or int64, each below max_position
+
+        Raises:
+            ValueError: a shape, or on the CPU a position or slot, does not fit.
+            TypeError: dtypes differ, or positions or slot_mapping hold no integers.
+
+        Source: Qwen3 Technical Report, arXiv:2505.09388
+        """
+    def bind(
+        self,
+        qkv: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slot_mapping: Tensor,
+        num_heads_q: int,
+        num_heads_k: int,
+        num_heads_v: int,
+        head_dim: int,
+        eps: float,
+        q_weight: Tensor,
+        k_weight: Tensor,
+        cos_sin_cache: Tensor,
+        is_neox: bool,
+        positions: Tensor,
+        *,
+        backend: str | None = None,
+    ) -> Callable[..., None]: ...
+    def explain(
+        self,
+        qkv: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slot_mapping: Tensor,
+        num_heads_q: int,
+        num_heads_k: int,
+        num_heads_v: int,
+        head_dim: int,
+        eps: float,
+        q_weight: Tensor,
+        k_weight: Tensor,
+        cos_sin_cache: Tensor,
+        is_neox: bool,
+        positions: Tensor,
+        *,
+        backend: str | None = None,
+    ) -> Decision: ...
+
+fused_qk_norm_rope_store_kv: _fused_qk_norm_rope_store_kv
+
 class _gelu_and_mul:
     op: Op
     def __call__(
@@ -404,9 +614,9 @@ class _gelu_and_mul:
         *,
         backend: str | None = None,
     ) -> Tensor:
-        """GEGLU gate: ``gelu(x[..., :d]) * x[..., d:]`` with ``gelu(v) = v * (1 + erf(v / sqrt(2))) / 2``.
+        """GEGLU gate: ``gelu(x[..., :d]) * x[..., d:]``.
 
-        Computed in float32 and rounded once.
+        ``gelu(v) = v * (1 + erf(v / sqrt(2))) / 2``. Computed in float32 and rounded once.
 
         Shapes:
             x: (..., 2 * d), float32, bfloat16 or float16; last dimension contiguous
@@ -768,6 +978,294 @@ class _min_p_sample:
 
 min_p_sample: _min_p_sample
 
+class _moe_align_block_size:
+    op: Op
+    def __call__(
+        self,
+        topk_ids: Tensor,
+        num_experts: int,
+        block_size: int,
+        sorted_token_ids: Tensor | None = None,
+        expert_ids: Tensor | None = None,
+        num_tokens_post_pad: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sort slots ``t * topk + j`` by expert and pad each expert's to a multiple of block_size.
+
+        Slots of an expert come in ascending order, so that equal inputs give equal results. Padding
+        holds T * topk. Ids outside [0, num_experts) are left out, which expert parallelism uses. All of
+        the results is written: blocks behind num_tokens_post_pad have expert -1 and padding alone.
+
+        Shapes:
+            topk_ids: (T, topk), int32 or int64
+            sorted_token_ids: (blocks * block_size,), int32, with
+                ``blocks = (N + min(N, num_experts) * (block_size - 1)) // block_size`` of N = T * topk
+            expert_ids: (blocks,), int32, the expert of each block
+            num_tokens_post_pad: (1,), int32, how many of sorted_token_ids count
+
+        Raises:
+            ValueError: topk_ids does not have two dimensions, num_experts or block_size is below 1.
+            TypeError: topk_ids holds no integers.
+
+        Source: MegaBlocks, arXiv:2211.15841
+        """
+    def bind(
+        self,
+        topk_ids: Tensor,
+        num_experts: int,
+        block_size: int,
+        sorted_token_ids: Tensor | None = None,
+        expert_ids: Tensor | None = None,
+        num_tokens_post_pad: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Callable[..., tuple[Tensor, Tensor, Tensor]]: ...
+    def explain(
+        self,
+        topk_ids: Tensor,
+        num_experts: int,
+        block_size: int,
+        sorted_token_ids: Tensor | None = None,
+        expert_ids: Tensor | None = None,
+        num_tokens_post_pad: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Decision: ...
+
+moe_align_block_size: _moe_align_block_size
+
+class _moe_fused_gate:
+    op: Op
+    def __call__(
+        self,
+        gating_output: Tensor,
+        bias: Tensor,
+        num_expert_group: int,
+        topk_group: int,
+        topk: int,
+        num_fused_shared_experts: int = 0,
+        routed_scaling_factor: float = 1.0,
+        apply_routed_scaling_factor_on_output: bool = False,
+        renormalize: bool = True,
+        topk_weights: Tensor | None = None,
+        topk_ids: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Choose experts by ``sigmoid(logit) + bias`` within the topk_group best groups.
+
+        A group of E / num_expert_group neighbouring experts scores the sum of its two largest choices
+        (its only one, for groups of one). Of the experts in the best groups the best are chosen, in
+        descending order; of equals the lower id, for groups too. Their weights w are the sigmoids
+        without the bias. The last num_fused_shared_experts s of the topk are the shared experts: ids E,
+        E + 1, ... with the weight ``sum(w) / routed_scaling_factor``; topk - s are routed. renormalize
+        divides all by ``sum(w) + 1e-20`` of the routed; apply_routed_scaling_factor_on_output then
+        multiplies all by routed_scaling_factor, which otherwise touches the shared experts alone. All
+        in float32; in the logits infinities count as the largest float32 and NaN as the lowest.
+
+        Shapes:
+            gating_output: (T, E), float32, bfloat16 or float16; last dimension contiguous
+            bias: (E,), float32, without NaN
+            topk_weights: (T, topk), float32
+            topk_ids: (T, topk), int32
+
+        Raises:
+            ValueError: a shape does not fit, num_expert_group does not divide E, topk_group or topk is
+                out of range, or routed_scaling_factor is 0.
+            TypeError: bias is not float32.
+
+        Source: DeepSeek-V3 Technical Report, arXiv:2412.19437
+        """
+    def bind(
+        self,
+        gating_output: Tensor,
+        bias: Tensor,
+        num_expert_group: int,
+        topk_group: int,
+        topk: int,
+        num_fused_shared_experts: int = 0,
+        routed_scaling_factor: float = 1.0,
+        apply_routed_scaling_factor_on_output: bool = False,
+        renormalize: bool = True,
+        topk_weights: Tensor | None = None,
+        topk_ids: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Callable[..., tuple[Tensor, Tensor]]: ...
+    def explain(
+        self,
+        gating_output: Tensor,
+        bias: Tensor,
+        num_expert_group: int,
+        topk_group: int,
+        topk: int,
+        num_fused_shared_experts: int = 0,
+        routed_scaling_factor: float = 1.0,
+        apply_routed_scaling_factor_on_output: bool = False,
+        renormalize: bool = True,
+        topk_weights: Tensor | None = None,
+        topk_ids: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Decision: ...
+
+moe_fused_gate: _moe_fused_gate
+
+class _moe_sum:
+    op: Op
+    def __call__(
+        self,
+        x: Tensor,
+        out: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Tensor:
+        """Sum over the chosen experts: ``out[t] = sum over j of x[t, j]``.
+
+        Summed in float32 and rounded once.
+
+        Shapes:
+            x: (T, topk, h), float32, bfloat16 or float16; last dimension contiguous
+            returns: (T, h), dtype of x
+
+        Raises:
+            ValueError: x does not have three dimensions.
+
+        Source: Outrageously Large Neural Networks, arXiv:1701.06538
+        """
+    def bind(
+        self,
+        x: Tensor,
+        out: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Callable[..., Tensor]: ...
+    def explain(
+        self,
+        x: Tensor,
+        out: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Decision: ...
+
+moe_sum: _moe_sum
+
+class _moe_sum_reduce:
+    op: Op
+    def __call__(
+        self,
+        x: Tensor,
+        routed_scaling_factor: float = 1.0,
+        out: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Tensor:
+        """Scaled sum over the chosen experts: ``routed_scaling_factor * sum over j of x[t, j]``.
+
+        Summed in float32, scaled, and rounded once.
+
+        Shapes:
+            x: (T, topk, h), float32, bfloat16 or float16; last dimension contiguous
+            returns: (T, h), dtype of x
+
+        Raises:
+            ValueError: x does not have three dimensions.
+
+        Source: DeepSeek-V3 Technical Report, arXiv:2412.19437
+        """
+    def bind(
+        self,
+        x: Tensor,
+        routed_scaling_factor: float = 1.0,
+        out: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Callable[..., Tensor]: ...
+    def explain(
+        self,
+        x: Tensor,
+        routed_scaling_factor: float = 1.0,
+        out: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Decision: ...
+
+moe_sum_reduce: _moe_sum_reduce
+
+class _mrope:
+    op: Op
+    def __call__(
+        self,
+        positions: Tensor,
+        query: Tensor,
+        key: Tensor | None,
+        head_dim: int,
+        cos_sin_cache: Tensor,
+        section_t: int,
+        section_h: int,
+        section_w: int,
+        mrope_interleaved: bool = False,
+        is_neox: bool = True,
+        *,
+        backend: str | None = None,
+    ) -> None:
+        """Rotate as rotary_embedding does, by a time, height or width position for each pair, in place.
+
+        Pair i of the rot_dim / 2 takes its position from row 0 (time), 1 (height) or 2 (width) of
+        positions. In sections (Qwen2-VL) the first section_t pairs take time, the next section_h
+        height, the last section_w width. With mrope_interleaved (Qwen3-VL) height takes the pairs
+        i < 3 * section_h with i % 3 == 1, width those i < 3 * section_w with i % 3 == 2, time the rest.
+        Pairs (a, b), at (i, i + rot_dim / 2) in the neox style and (2i, 2i + 1) otherwise, become
+        ``(a*cos - b*sin, b*cos + a*sin)``, in float32, rounded once; behind rot_dim a head stays as it
+        is.
+
+        Shapes:
+            positions: (3, T), int32 or int64, each below max_position
+            query: (T, heads * head_dim) or (T, heads, head_dim), float32, bfloat16 or float16; written
+            key: like query with its own number of heads, or None; written
+            cos_sin_cache: (max_position, rot_dim), cosines then sines, float32 or dtype of query
+            section_t + section_h + section_w is rot_dim / 2; rot_dim is at most head_dim
+
+        Raises:
+            ValueError: a shape, the sections, or on the CPU a position, does not fit.
+            TypeError: positions are not integers, or key or the cache has another dtype.
+
+        Source: Qwen2-VL, arXiv:2409.12191
+        """
+    def bind(
+        self,
+        positions: Tensor,
+        query: Tensor,
+        key: Tensor | None,
+        head_dim: int,
+        cos_sin_cache: Tensor,
+        section_t: int,
+        section_h: int,
+        section_w: int,
+        mrope_interleaved: bool = False,
+        is_neox: bool = True,
+        *,
+        backend: str | None = None,
+    ) -> Callable[..., None]: ...
+    def explain(
+        self,
+        positions: Tensor,
+        query: Tensor,
+        key: Tensor | None,
+        head_dim: int,
+        cos_sin_cache: Tensor,
+        section_t: int,
+        section_h: int,
+        section_w: int,
+        mrope_interleaved: bool = False,
+        is_neox: bool = True,
+        *,
+        backend: str | None = None,
+    ) -> Decision: ...
+
+mrope: _mrope
+
 class _per_tensor_quant:
     op: Op
     def __call__(
@@ -841,7 +1339,7 @@ class _per_token_group_quant:
         ``scale = max(amax(|group|), 1e-10) / top`` with top 448 for fp8 e4m3 and, with int8, 127. In
         float32: x is multiplied by ``top / amax``, clamped to +-top and rounded half to even. NaN does
         not count for amax and an infinity counts as the largest float32; NaN becomes NaN in fp8 and 0
-        in int8. With G = h / group_size groups and T4 = T rounded up to 4 (what TMA needs), scale_layout
+        in int8. With G = h / group_size groups and T4 = T rounded up to 4, as TMA needs, scale_layout
         is one of
 
         - 0, rows: (T, G) float32;
@@ -935,6 +1433,80 @@ class _per_token_quant:
     ) -> Decision: ...
 
 per_token_quant: _per_token_quant
+
+class _prepare_moe_input:
+    op: Op
+    def __call__(
+        self,
+        topk_ids: Tensor,
+        num_experts: int,
+        n: int,
+        k: int,
+        expert_offsets: Tensor | None = None,
+        blockscale_offsets: Tensor | None = None,
+        problem_sizes1: Tensor | None = None,
+        problem_sizes2: Tensor | None = None,
+        input_permutation: Tensor | None = None,
+        output_permutation: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Sort slots ``t * topk + j`` by expert: sizes, offsets and both permutations.
+
+        Expert e gets m_e rows from ``expert_offsets[e]`` on, its slots in ascending order. Row p holds
+        token ``input_permutation[p]``; slot (t, j) is row ``output_permutation[t, j]``. An id
+        outside [0, num_experts) gives its slot row -1; the rows left over at the end hold token -1.
+        shuffle_rows and apply_shuffle_mul_sum leave out both.
+
+        Shapes:
+            topk_ids: (T, topk), int32 or int64
+            n: width of an expert's hidden layer; the gated first layer has 2 * n
+            k: width of the model
+            expert_offsets: (num_experts + 1,), int32, sums of m
+            blockscale_offsets: (num_experts + 1,), int32, sums of m rounded up to 128
+            problem_sizes1: (num_experts, 3), int32: (m, 2 * n, k)
+            problem_sizes2: (num_experts, 3), int32: (m, k, n)
+            input_permutation: (T * topk,), int32
+            output_permutation: (T, topk), int32
+
+        Raises:
+            ValueError: topk_ids does not have two dimensions, or num_experts is below 1.
+            TypeError: topk_ids holds no integers.
+
+        Source: MegaBlocks, arXiv:2211.15841
+        """
+    def bind(
+        self,
+        topk_ids: Tensor,
+        num_experts: int,
+        n: int,
+        k: int,
+        expert_offsets: Tensor | None = None,
+        blockscale_offsets: Tensor | None = None,
+        problem_sizes1: Tensor | None = None,
+        problem_sizes2: Tensor | None = None,
+        input_permutation: Tensor | None = None,
+        output_permutation: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]]: ...
+    def explain(
+        self,
+        topk_ids: Tensor,
+        num_experts: int,
+        n: int,
+        k: int,
+        expert_offsets: Tensor | None = None,
+        blockscale_offsets: Tensor | None = None,
+        problem_sizes1: Tensor | None = None,
+        problem_sizes2: Tensor | None = None,
+        input_permutation: Tensor | None = None,
+        output_permutation: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Decision: ...
+
+prepare_moe_input: _prepare_moe_input
 
 class _rmsnorm:
     op: Op
@@ -1157,6 +1729,50 @@ class _rotary_embedding:
     ) -> Decision: ...
 
 rotary_embedding: _rotary_embedding
+
+class _shuffle_rows:
+    op: Op
+    def __call__(
+        self,
+        x: Tensor,
+        dst2src_map: Tensor,
+        out: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Tensor:
+        """Gather rows: ``out[i] = x[dst2src_map[i]]``, zeros for a negative index.
+
+        Copied bit for bit.
+
+        Shapes:
+            x: (M, h), any type of 1, 2 or 4 bytes that is listed; last dimension contiguous
+            dst2src_map: (N,), int32 or int64, each below M
+            returns: (N, h), dtype of x
+
+        Raises:
+            ValueError: a shape, or on the CPU an index, does not fit.
+            TypeError: dst2src_map holds no integers.
+
+        Source: MegaBlocks, arXiv:2211.15841
+        """
+    def bind(
+        self,
+        x: Tensor,
+        dst2src_map: Tensor,
+        out: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Callable[..., Tensor]: ...
+    def explain(
+        self,
+        x: Tensor,
+        dst2src_map: Tensor,
+        out: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Decision: ...
+
+shuffle_rows: _shuffle_rows
 
 class _silu_and_mul:
     op: Op
@@ -1514,3 +2130,124 @@ class _top_p_renorm_prob:
     ) -> Decision: ...
 
 top_p_renorm_prob: _top_p_renorm_prob
+
+class _topk_sigmoid:
+    op: Op
+    def __call__(
+        self,
+        gating_output: Tensor,
+        topk: int,
+        renormalize: bool = False,
+        correction_bias: Tensor | None = None,
+        topk_weights: Tensor | None = None,
+        topk_ids: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Choose the topk experts of each token; their weights are the sigmoid of the logits.
+
+        Experts are chosen, in descending order, by their logit, or with correction_bias by
+        ``sigmoid + bias``; of equals the lower id. The bias does not enter the weights. renormalize
+        divides the weights by their sum + 1e-20. All in float32; in the logits infinities count as the
+        largest float32 and NaN as the lowest.
+
+        Shapes:
+            gating_output: (T, E), float32, bfloat16 or float16; last dimension contiguous
+            topk: within 1 and E
+            correction_bias: (E,), float32, without NaN; None adds nothing
+            topk_weights: (T, topk), float32
+            topk_ids: (T, topk), int32
+
+        Raises:
+            ValueError: a shape does not fit or topk is out of range.
+            TypeError: correction_bias is not float32.
+
+        Source: DeepSeek-V3 Technical Report, arXiv:2412.19437
+        """
+    def bind(
+        self,
+        gating_output: Tensor,
+        topk: int,
+        renormalize: bool = False,
+        correction_bias: Tensor | None = None,
+        topk_weights: Tensor | None = None,
+        topk_ids: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Callable[..., tuple[Tensor, Tensor]]: ...
+    def explain(
+        self,
+        gating_output: Tensor,
+        topk: int,
+        renormalize: bool = False,
+        correction_bias: Tensor | None = None,
+        topk_weights: Tensor | None = None,
+        topk_ids: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Decision: ...
+
+topk_sigmoid: _topk_sigmoid
+
+class _topk_softmax:
+    op: Op
+    def __call__(
+        self,
+        gating_output: Tensor,
+        topk: int,
+        renormalize: bool = False,
+        moe_softcapping: float = 0.0,
+        correction_bias: Tensor | None = None,
+        topk_weights: Tensor | None = None,
+        topk_ids: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Choose the topk experts of each token; their weights are the softmax of the logits.
+
+        With moe_softcapping c the logits become ``c * tanh(x / c)`` before the softmax over all of E.
+        Experts are chosen, in descending order, by their logit (before the cap, which keeps the order),
+        or with correction_bias by ``softmax + bias``; of equals the lower id. The bias does not enter
+        the weights. renormalize divides the weights by their sum + 1e-20. All in float32; in the logits
+        infinities count as the largest float32 and NaN as the lowest.
+
+        Shapes:
+            gating_output: (T, E), float32, bfloat16 or float16; last dimension contiguous
+            topk: within 1 and E
+            moe_softcapping: positive, or 0 for none
+            correction_bias: (E,), float32, without NaN; None adds nothing
+            topk_weights: (T, topk), float32
+            topk_ids: (T, topk), int32
+
+        Raises:
+            ValueError: a shape does not fit, topk is out of range or moe_softcapping negative.
+            TypeError: correction_bias is not float32.
+
+        Source: Outrageously Large Neural Networks, arXiv:1701.06538
+        """
+    def bind(
+        self,
+        gating_output: Tensor,
+        topk: int,
+        renormalize: bool = False,
+        moe_softcapping: float = 0.0,
+        correction_bias: Tensor | None = None,
+        topk_weights: Tensor | None = None,
+        topk_ids: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Callable[..., tuple[Tensor, Tensor]]: ...
+    def explain(
+        self,
+        gating_output: Tensor,
+        topk: int,
+        renormalize: bool = False,
+        moe_softcapping: float = 0.0,
+        correction_bias: Tensor | None = None,
+        topk_weights: Tensor | None = None,
+        topk_ids: Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> Decision: ...
+
+topk_softmax: _topk_softmax

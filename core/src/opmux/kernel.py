@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend hands over: frozen values that describe kernels, and the reasons that refuse them."""
+"""What a backend hands over: frozen values that describe kernels, and reasons to refuse them."""
 
 from __future__ import annotations
 

@@ -78,7 +78,8 @@ struct Guarded<function> {
   template <class Arg>
   static void check_one(const std::remove_reference_t<Arg>& value) {
     check_argument(value);
-    constexpr bool kWritten = std::is_same_v<Arg, Tensor> || std::is_same_v<Arg, std::optional<Tensor>>;
+    constexpr bool kWritten =
+        std::is_same_v<Arg, Tensor> || std::is_same_v<Arg, std::optional<Tensor>>;
     if constexpr (kWritten) check_written(value);
   }
   static void call(Args... args) {
@@ -93,7 +94,8 @@ struct Guarded<function> {
 #define OPMUX_SECTION_ENTRY(section_name, pointer_type, id, address) \
   __attribute__((section(section_name), used)) static pointer_type const id = address
 
-#define OPMUX_OP(name, function)                                                                \
-  static constexpr ::opmux::OpEntry name##_op_entry = {                                         \
-      #name, TORCH_BOX(&::opmux::Guarded<&function>::call), ::opmux::Interface<decltype(function)>::kTypes};             \
+#define OPMUX_OP(name, function)                            \
+  static constexpr ::opmux::OpEntry name##_op_entry = {     \
+      #name, TORCH_BOX(&::opmux::Guarded<&function>::call), \
+      ::opmux::Interface<decltype(function)>::kTypes};      \
   OPMUX_SECTION_ENTRY("opmux_ops", const ::opmux::OpEntry*, name##_op_pointer, &name##_op_entry)

@@ -22,9 +22,8 @@ namespace opmux {
 
 inline std::vector<const OpEntry*> sorted_ops() {
   std::vector<const OpEntry*> ops(__start_opmux_ops, __stop_opmux_ops);
-  std::sort(ops.begin(), ops.end(), [](const OpEntry* a, const OpEntry* b) {
-    return std::strcmp(a->name, b->name) < 0;
-  });
+  std::sort(ops.begin(), ops.end(),
+            [](const OpEntry* a, const OpEntry* b) { return std::strcmp(a->name, b->name) < 0; });
   return ops;
 }
 
@@ -42,7 +41,9 @@ inline const char* register_ops(const char* ns, const char* dispatch_key) {
       return error.c_str();
     }
     struct Deleter {
-      void operator()(TorchLibraryOpaque* handle) const { aoti_torch_delete_library_object(handle); }
+      void operator()(TorchLibraryOpaque* handle) const {
+        aoti_torch_delete_library_object(handle);
+      }
     };
     std::unique_ptr<TorchLibraryOpaque, Deleter> owner(library);
     for (const OpEntry* op : sorted_ops()) {

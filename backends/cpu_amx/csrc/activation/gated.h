@@ -40,9 +40,9 @@ inline void launch_gated(const char* op, const FloatKernels<GatedKernel>& kernel
   const Rows<2> rows(op, {reads(x), writes(out)});
   const int64_t d = rows.width(1);
   check(rows.width(0) == 2 * d, op, "x must be twice as wide as out");
-  const int64_t out_bytes = d * static_cast<int64_t>(out.element_size());
-  const bool stream = streams(rows.size() * out_bytes);
-  parallel_rows(rows, 3 * out_bytes, [&](const RowSpan<2>& s) {
+  const int64_t row_bytes = 3 * d * static_cast<int64_t>(out.element_size());
+  const bool stream = streams(rows.size() * row_bytes);
+  parallel_rows(rows, row_bytes, [&](const RowSpan<2>& s) {
     kernel({s.data[0], s.stride[0], s.data[1], s.stride[1], d, s.rows, stream});
   });
 }

@@ -40,9 +40,9 @@ void gelu_quick(const Tensor& x, Tensor out) {
   UnaryKernel* kernel = gelu_quick_kernels.get(float_type(kOp, x));
   const Rows<2> rows(kOp, {reads(x), writes(out)});
   const int64_t width = rows.width(0);
-  const int64_t row_bytes = width * static_cast<int64_t>(x.element_size());
+  const int64_t row_bytes = 2 * width * static_cast<int64_t>(x.element_size());
   const bool stream = streams(rows.size() * row_bytes);
-  parallel_rows(rows, 2 * row_bytes, [&](const RowSpan<2>& s) {
+  parallel_rows(rows, row_bytes, [&](const RowSpan<2>& s) {
     kernel({s.data[0], s.stride[0], s.data[1], s.stride[1], width, s.rows, stream});
   });
 }

@@ -1,14 +1,59 @@
 // SPDX-License-Identifier: Apache-2.0
 // store_kv_cache(k_cache, v_cache, slot_mapping, k, v), in place: k_cache[slot_mapping[t]] = k[t],
-// v likewise; a negative slot is skipped. It copies bytes, so it needs no kernel per ISA.
+// v likewise; a negative slot is skipped.
+#include "elementwise.h"
 #include "indices.h"
 
 #if OPMUX_LAUNCHER
-#include <cstring>
 #include <limits>
+#endif
 
 namespace opmux::cpu {
 namespace {
+
+// Everything in bytes.
+struct TokenRows {
+  const char* source;
+  int64_t source_stride;
+  char* cache;
+  int64_t cache_stride;
+  int64_t bytes;  // of a row
+  Indices slots;
+  bool stream;  // the rows do not fit the caches
+};
+using StoreKernel = void(const TokenRows&, int64_t token_begin, int64_t token_end);
+
+#if OPMUX_KERNEL
+
+constexpr int64_t kRawBytes = sizeof(Raw);
+
+// Slots may be anywhere, so nothing but this loop knows where the next rows lie: it asks for the
+// source's next row, and of the cache's for the translation of its page.
+void store_rows(const TokenRows& a, int64_t token_begin, int64_t token_end) {
+  for (int64_t token = token_begin; token < token_end; ++token) {
+    const int64_t next = token + 1 < token_end ? token + 1 : token;
+    if (a.slots[next] >= 0) prefetch(a.cache + a.slots[next] * a.cache_stride);
+    if (a.slots[token] < 0) continue;
+    const char* from = a.source + token * a.source_stride;
+    const char* later = a.source + next * a.source_stride;
+    char* to = a.cache + a.slots[token] * a.cache_stride;
+    const bool stream = a.stream && until_aligned(to) == 0;
+    int64_t i = 0;
+    for (; i + kRawBytes <= a.bytes; i += kRawBytes) {
+      prefetch(later + i);
+      const Raw raw = load_raw<Raw>(from + i);
+      stream ? store_raw<true>(to + i, raw) : store_raw<false>(to + i, raw);
+    }
+    __builtin_memcpy(to + i, from + i, static_cast<size_t>(a.bytes - i));
+  }
+  if (a.stream) stream_fence();
+}
+
+#endif
+
+OPMUX_ONE_KERNEL(store_kernels, StoreKernel, store_rows);
+
+#if OPMUX_LAUNCHER
 
 constexpr const char* kOp = "store_kv_cache";
 
@@ -36,13 +81,15 @@ class Store {
 
   int64_t token_bytes() const { return pieces_.size() * pieces_.width(0) * item_; }
 
-  void copy(int64_t token, int64_t slot) const {
-    const size_t bytes = static_cast<size_t>(pieces_.width(0) * item_);
-    char* to = cache_ + slot * cache_stride_;
+  void store(const Indices& slots, bool stream, int64_t token_begin, int64_t token_end) const {
+    const int64_t bytes = pieces_.width(0) * item_;
+    char* to = cache_;
     pieces_.for_spans(0, pieces_.size(), [&](const RowSpan<1>& span) {
-      const char* from = static_cast<const char*>(span.data[0]) + token * source_stride_;
+      const char* from = static_cast<const char*>(span.data[0]);
       for (int64_t i = 0; i < span.rows; ++i, to += bytes) {
-        std::memcpy(to, from + i * span.stride[0] * item_, bytes);
+        const char* piece = from + i * span.stride[0] * item_;
+        store_kernels.get()({piece, source_stride_, to, cache_stride_, bytes, slots, stream},
+                            token_begin, token_end);
       }
     });
   }
@@ -65,16 +112,15 @@ void store_kv_cache(Tensor k_cache, Tensor v_cache, const Tensor& slot_mapping, 
   check_range(kOp, slots, tokens, std::numeric_limits<int64_t>::min(), limit, "slot out of range");
 
   const int64_t token_bytes = 2 * (store_k.token_bytes() + store_v.token_bytes());
+  const bool stream = streams(tokens * token_bytes);
   parallel(tokens, token_bytes, [&](int64_t begin, int64_t end) {
-    for (int64_t token = begin; token < end; ++token) {
-      if (slots[token] < 0) continue;
-      store_k.copy(token, slots[token]);
-      store_v.copy(token, slots[token]);
-    }
+    store_k.store(slots, stream, begin, end);
+    store_v.store(slots, stream, begin, end);
   });
 }
 OPMUX_OP(store_kv_cache, store_kv_cache);
 
+#endif
+
 }  // namespace
 }  // namespace opmux::cpu
-#endif

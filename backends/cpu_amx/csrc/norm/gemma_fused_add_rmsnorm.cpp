@@ -17,7 +17,8 @@ OPMUX_FLOAT_KERNELS(gemma_fused_add_rmsnorm_kernels, AddNormKernel, gemma_fused_
 
 #if OPMUX_LAUNCHER
 void gemma_fused_add_rmsnorm(Tensor x, Tensor residual, const Tensor& weight, double eps) {
-  launch_add_norm("gemma_fused_add_rmsnorm", gemma_fused_add_rmsnorm_kernels, x, residual, weight, eps);
+  launch_add_norm("gemma_fused_add_rmsnorm", gemma_fused_add_rmsnorm_kernels, x, residual, weight,
+                  eps);
 }
 OPMUX_OP(gemma_fused_add_rmsnorm, gemma_fused_add_rmsnorm);
 #endif

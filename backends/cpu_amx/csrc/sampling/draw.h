@@ -24,8 +24,7 @@ template <class T, class F>
 OPMUX_INLINE void for_kept(const T* probs, int64_t begin, int64_t end, float threshold,
                            const F& f) {
   for (int64_t i = begin; i < end; i += kLanes) {
-    const Vec v =
-        end - i >= kLanes ? load(probs + i) : load(probs + i, static_cast<int>(end - i));
+    const Vec v = end - i >= kLanes ? load(probs + i) : load(probs + i, static_cast<int>(end - i));
     uint32_t kept = lanes_of((v >= threshold) & (v > 0));
     if (kept == 0) continue;
     float value[kLanes];

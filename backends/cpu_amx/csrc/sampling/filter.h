@@ -13,7 +13,7 @@ namespace opmux::cpu {
 namespace {
 
 constexpr int kBuckets = 1 << 11;
-constexpr int kCopies = 4;  // of the counters: neighbours often fall into one bucket
+constexpr int kCopies = 4;      // of the counters: neighbours often fall into one bucket
 constexpr int64_t kSlack = 16;  // a gathering store writes a whole register
 
 // What a row's keys have in each bucket.
@@ -105,9 +105,9 @@ inline int64_t gather(const uint32_t* keys, int64_t size, uint32_t low, uint32_t
 #if defined(__AVX512F__)
   for (; i + kLanes <= size; i += kLanes) {
     const __m512i key = _mm512_loadu_si512(keys + i);
-    const __mmask16 in = _mm512_cmple_epu32_mask(
-        _mm512_sub_epi32(key, _mm512_set1_epi32(static_cast<int>(low))),
-        _mm512_set1_epi32(static_cast<int>(high - low)));
+    const __mmask16 in =
+        _mm512_cmple_epu32_mask(_mm512_sub_epi32(key, _mm512_set1_epi32(static_cast<int>(low))),
+                                _mm512_set1_epi32(static_cast<int>(high - low)));
     _mm512_storeu_si512(to + found, _mm512_maskz_compress_epi32(in, key));
     found += __builtin_popcount(in);
   }

@@ -20,8 +20,8 @@ inline void renormalise(const T* probs, int64_t size, const Cut& cut, float* out
     Vec largest = {};
     for (int64_t i = 0; i < n; i += kLanes) {
       const int left = static_cast<int>(n - i);
-      const Vec v = max(left >= kLanes ? load(probs + begin + i) : load(probs + begin + i, left),
-                        Vec{});
+      const Vec v =
+          max(left >= kLanes ? load(probs + begin + i) : load(probs + begin + i, left), Vec{});
       largest = max(largest, v);
       store(value + i, v);
     }

@@ -27,7 +27,11 @@ def check_host() -> Reason | None:
 
 def probe(device: torch.device, info: Mapping[str, Any]) -> Capability:
     """Report the instruction set that the library chose and what it says of AMX."""
-    facts = (("isas", ", ".join(info["isas"])), ("amx", info["amx"] or "not on this CPU"), ("cpu", info["cpu"]))
+    facts = (
+        ("isas", ", ".join(info["isas"])),
+        ("amx", info["amx"] or "not on this CPU"),
+        ("cpu", info["cpu"]),
+    )
     return Capability(arch=info["isa"], facts=facts)
 
 

@@ -27,9 +27,7 @@ def backend(target: Target) -> str:
 
 def _manifest(backend: str) -> manifest.Manifest:
     entries = [
-        e
-        for e in loader.discover()
-        if not isinstance(e, loader.Failure) and e.name == backend
+        e for e in loader.discover() if not isinstance(e, loader.Failure) and e.name == backend
     ]
     assert len({e.value for e in entries}) == 1, f"entry points of {backend}: {entries}"
     return manifest.find(entries[0].module)

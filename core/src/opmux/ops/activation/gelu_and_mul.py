@@ -14,9 +14,9 @@ from opmux.samples import Sample, randn
 
 @op
 def gelu_and_mul(x: Tensor) -> Tensor:
-    """GEGLU gate: ``gelu(x[..., :d]) * x[..., d:]`` with ``gelu(v) = v * (1 + erf(v / sqrt(2))) / 2``.
+    """GEGLU gate: ``gelu(x[..., :d]) * x[..., d:]``.
 
-    Computed in float32 and rounded once.
+    ``gelu(v) = v * (1 + erf(v / sqrt(2))) / 2``. Computed in float32 and rounded once.
 
     Shapes:
         x: (..., 2 * d), float32, bfloat16 or float16; last dimension contiguous

@@ -117,8 +117,8 @@ def _() -> Iterator[Sample]:
                 randn(64, 128, dtype=torch.float32), is_neox,
             )  # fmt: skip
             yield Sample(  # partial rotary, odd head count, cache in the input's dtype, int32
-                randint(0, 9, tokens, dtype=torch.int32), randn(tokens, 3, 80), randn(tokens, 1, 80),
-                80, randn(9, 32), is_neox,
+                randint(0, 9, tokens, dtype=torch.int32), randn(tokens, 3, 80),
+                randn(tokens, 1, 80), 80, randn(9, 32), is_neox,
             )  # fmt: skip
     yield Sample(
         randint(0, 5, 3), randn(3, 2, 6), None, 6, randn(5, 6), True
