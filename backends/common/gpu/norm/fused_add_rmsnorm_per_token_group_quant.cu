@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// fused_add_rmsnorm_per_token_group_quant(x, residual, weight, eps, group_size, int8, scale_layout)
+// -> out_q, out_scale:
+// residual = s = x + residual, in place; per_token_group_quant of
+// s / sqrt(mean(s^2) + eps) * weight, from s before it is rounded
+#include "quantization/row_quant.cuh"
+
+namespace opmux::gpu {
+
+LaunchRowQuant launch_fused_add_rmsnorm_per_token_group_quant;
+
+#if OPMUX_KERNEL
+void launch_fused_add_rmsnorm_per_token_group_quant(const RowQuantRows& rows, Stream stream) {
+  launch_row_quant<Before::kAddNorm, true>("fused_add_rmsnorm_per_token_group_quant", rows, stream);
+}
+#endif
+
+#if OPMUX_LAUNCHER
+void fused_add_rmsnorm_per_token_group_quant(const Tensor& x, Tensor residual, const Tensor& weight,
+                                             double eps, int64_t group_size, bool int8,
+                                             int64_t scale_layout, Tensor out_q, Tensor out_scale) {
+  const char* const op = "fused_add_rmsnorm_per_token_group_quant";
+  check_same_device(op, x, residual, weight, out_q, out_scale);
+  check_norm_quant(op, x, weight);
+  const QuantizedRows out =
+      group_rows(op, out_q, out_scale, x.size(0), x.size(1), group_size, int8, scale_layout);
+  norm_quant(op, launch_fused_add_rmsnorm_per_token_group_quant, x, &residual, weight, eps, out);
+}
+OPMUX_OP(fused_add_rmsnorm_per_token_group_quant, fused_add_rmsnorm_per_token_group_quant);
+#endif
+
+}  // namespace opmux::gpu

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+// The names that device code uses, for HIP. Compiled for several architectures in one pass each;
+// the host pass, which cannot know the warp, never uses it.
+#pragma once
+
+#include <hip/hip_runtime.h>
+
+#include <atomic>
+
+#include "types.h"
+#include "vendors/portable.h"
+#include "vendors/fp8.h"
+
+namespace opmux::gpu {
+
+#if defined(__GFX10__) || defined(__GFX11__) || defined(__GFX12__)
+constexpr int kWarp = 32;
+#else
+constexpr int kWarp = 64;
+#endif
+
+// ---- lanes ----
+
+template <class T>
+__device__ inline T shuffle_xor(T value, int mask) {
+  return __shfl_xor(value, mask);
+}
+template <class T>
+__device__ inline T shuffle_up(T value, int distance) {
+  return __shfl_up(value, distance);
+}
+template <class T>
+__device__ inline T shuffle(T value, int lane) {
+  return __shfl(value, lane);
+}
+// A wave runs in lockstep; what is left to order is its accesses to shared memory.
+__device__ inline void sync_warp() {
+  __builtin_amdgcn_fence(__ATOMIC_ACQ_REL, "wavefront");
+  __builtin_amdgcn_wave_barrier();
+}
+
+// Over aligned groups of 32 lanes.
+__device__ inline uint32_t max_of_32_lanes(uint32_t value) {
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const uint32_t other = shuffle_xor(value, mask);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+__device__ inline uint32_t min_of_32_lanes(uint32_t value) { return ~max_of_32_lanes(~value); }
+
+// ---- memory ----
+
+template <int kBytes>
+struct Word;
+// clang-format off
+template <> struct Word<16> { typedef uint32_t Type __attribute__((ext_vector_type(4))); };
+template <> struct Word<8> { typedef uint32_t Type __attribute__((ext_vector_type(2))); };
+template <> struct Word<4> { using Type = uint32_t; };
+template <> struct Word<2> { using Type = uint16_t; };
+template <> struct Word<1> { using Type = uint8_t; };
+// clang-format on
+
+// For data that nothing on the device reads again: it leaves the caches first.
+template <class W>
+__device__ inline W load_once(const W* from) {
+  return __builtin_nontemporal_load(from);
+}
+template <class W>
+__device__ inline void store_once(W* to, W value) {
+  __builtin_nontemporal_store(value, to);
+}
+
+// Shared memory of a block. Plain here; the test build checks bounds and races behind this type.
+template <class T, int kSize>
+struct Shared {
+  T item[kSize];
+  __device__ T& operator[](int i) { return item[i]; }
+};
+
+template <int kSize>
+__device__ inline uint32_t atomic_add(Shared<uint32_t, kSize>& array, int i, uint32_t value) {
+  return atomicAdd(&array.item[i], value);
+}
+template <int kSize>
+__device__ inline void atomic_max(Shared<uint32_t, kSize>& array, int i, uint32_t value) {
+  atomicMax(&array.item[i], value);
+}
+
+// ---- numbers ----
+
+__device__ inline float to_float(float16 v) {
+  union {
+    uint16_t bits;
+    _Float16 value;
+  } both = {v.bits};
+  return static_cast<float>(both.value);
+}
+template <>
+__device__ inline float16 from_float<float16>(float v) {
+  union {
+    _Float16 value;
+    uint16_t bits;
+  } both = {static_cast<_Float16>(v)};
+  return {both.bits};
+}
+
+// Two at once; the low byte holds the first.
+__device__ inline uint32_t fp8_pair_bits(float first, float second) {
+  return fp8_bits(first) | fp8_bits(second) << 8;
+}
+
+__device__ inline float exp_fast(float v) { return __expf(v); }
+__device__ inline float divide_fast(float a, float b) { return a * __builtin_amdgcn_rcpf(b); }
+
+// ---- order of launches, groups of blocks: none ----
+
+__device__ inline void wait_for_previous() {}
+__device__ inline void let_next_start() {}
+__device__ inline int group_size() { return 1; }
+__device__ inline int group_rank() { return 0; }
+__device__ inline void group_sync() { __syncthreads(); }
+template <class T, int kSize>
+__device__ inline T group_read(Shared<T, kSize>& array, int, int i) {
+  return array.item[i];
+}
+
+// ---- host ----
+
+namespace vendor {
+
+struct Device {
+  int processors = 0;
+  int threads_per_processor = 0;
+};
+
+inline const Device& device() {
+  static Device known[64];
+  static std::atomic<bool> ready[64];
+  int index = 0;
+  (void)hipGetDevice(&index);
+  index &= 63;
+  if (!ready[index].load(std::memory_order_acquire)) {
+    Device found;
+    (void)hipDeviceGetAttribute(&found.processors, hipDeviceAttributeMultiprocessorCount, index);
+    (void)hipDeviceGetAttribute(&found.threads_per_processor,
+                                hipDeviceAttributeMaxThreadsPerMultiProcessor, index);
+    known[index] = found;
+    ready[index].store(true, std::memory_order_release);
+  }
+  return known[index];
+}
+
+// Returns nullptr or an error text.
+template <class... Params>
+const char* launch(void (*kernel)(Params...), unsigned blocks, unsigned threads, unsigned,
+                   Stream stream, void** args) {
+  const hipError_t error =
+      hipLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(blocks), dim3(threads), args, 0,
+                      static_cast<hipStream_t>(stream));
+  if (error == hipSuccess) return nullptr;
+  (void)hipGetLastError();  // so that torch does not find it later
+  return hipGetErrorString(error);
+}
+
+inline int max_group() { return 1; }
+
+}  // namespace vendor
+
+}  // namespace opmux::gpu
