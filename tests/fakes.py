@@ -28,6 +28,7 @@ def isolate(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Hide installed plugins, the environment's policy and any opmux.toml."""
     for name in [name for name in os.environ if name.startswith("OPMUX_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("OPMUX_PROBE", "0")  # a child for each made-up plugin would take a second
     monkeypatch.chdir(folder)
     monkeypatch.setattr(loader, "discover", lambda: ())
     loader.reset()
@@ -100,9 +101,12 @@ def on_path(*folders: Path) -> Iterator[None]:
         loader.reset()
 
 
-def python(code: str, *paths: Path, env: Mapping[str, str] | None = None) -> str:
+def python(
+    code: str, *paths: Path, env: Mapping[str, str] | None = None, timeout: float = 120
+) -> str:
     """Run code in a fresh interpreter and return what it printed."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("OPMUX_")}
+    inherited["OPMUX_PROBE"] = "0"
     inherited["PYTHONPATH"] = os.pathsep.join([*map(str, paths), str(CORE)])
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -110,7 +114,7 @@ def python(code: str, *paths: Path, env: Mapping[str, str] | None = None) -> str
         cwd=paths[0] if paths else None,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -34,7 +34,8 @@ DIGESTS = {
         "Tensor cos_sin_cache, bool is_neox) -> ()"
     ),
     "store_kv_cache": (
-        "(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slot_mapping, Tensor k, Tensor v) -> ()"
+        "(Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slot_mapping, Tensor k, Tensor v, "
+        "Tensor? k_scale_per_row, float k_scale, Tensor? v_scale_per_row, float v_scale) -> ()"
     ),
     "apply_token_bitmask": "(Tensor(a!) logits, Tensor bitmask, Tensor? indices) -> ()",
     "top_k_top_p_sample": (
@@ -54,7 +55,7 @@ HASHES = {
     "rmsnorm": "847b12f42a90",
     "rotary_embedding": "b21017af9f1b",
     "silu_and_mul": "bfdd3a31876d",
-    "store_kv_cache": "c7453d828c74",
+    "store_kv_cache": "8e1cbb7ba3b9",
     "top_k_renorm_prob": "8ffc7ff9e8cc",
     "top_k_top_p_sample": "3bd51059590b",
     "top_p_renorm_prob": "cba3c86c0830",

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import opmux
 from opmux.demo import (
     Config,
     Model,
+    Ops,
     eager,
     generate,
     heldout,
@@ -27,6 +31,7 @@ from opmux.demo import (
 from opmux.demo.corpus import DATA, SHORT, paragraphs, split, unique
 from opmux.demo.training import train_logits
 from opmux.demo.weights import WEIGHTS
+from opmux.op import find
 
 OPS = eager()
 SMALL = Config(dim=48, layers=2, num_heads=4, num_kv_heads=2, head_dim=16, ffn_dim=64, context=24)
@@ -209,15 +214,73 @@ def test_decode_compiles_to_one_graph(small: Model) -> None:
     assert cache.keys[:, ::24].abs().sum() > 0
 
 
+@pytest.fixture(params=("cpu", "cuda"))
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU on this host")
+    return str(request.param)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_opmux_ops_give_the_same_model(dtype: torch.dtype) -> None:
-    model, text = load_model(dtype=dtype), heldout()[: Config().context]
+def test_opmux_ops_give_the_same_model(dtype: torch.dtype, device: str) -> None:
+    model, text = load_model(device=device, dtype=dtype), heldout()[: Config().context]
     expected = perplexity(model, OPS, text)
     # bfloat16: both sides round differently in every layer, which averages out over 500 bytes.
     tolerance = 1e-5 if dtype == torch.float32 else 0.01
     assert perplexity(model, opmux_ops(), text) == pytest.approx(expected, rel=tolerance)
     drawn = [b"".join(generate(model, ops, b"The ", 8, 0)) for ops in (OPS, opmux_ops())]
     assert drawn[0] == drawn[1]
+
+
+def test_cuda_serves_every_op_of_the_model() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU on this host")
+    backend = next((b for b in opmux.load().backends if b.name == "cuda"), None)
+    if backend is None:
+        pytest.skip("the backend cuda is not installed")
+    model = load_model(device="cuda")
+    assert len(b"".join(generate(model, opmux_ops(), b"The ", 4))) == 4
+    for name in (field.name for field in fields(Ops) if field.name != "name"):
+        made = find(name).table.decisions.values()
+        served = {d.winner.backend for d in made if d.winner and "cuda" in str(d.signature)}
+        assert served == {"cuda"}, name
+
+
+def test_demo_records_what_it_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from opmux.cli.app import cli
+
+    def speed(*_: object, batch: int, compiled: bool, graphed: bool) -> float:
+        return 100.0 * batch + 10 * compiled + graphed
+
+    monkeypatch.setattr("opmux.demo.throughput", speed)
+    monkeypatch.setattr("opmux.demo.perplexity", lambda *_: 2.5)
+    path = tmp_path / "demo.json"
+    command = ["demo", "The ", "--tokens", "2", "--compile", "--record", str(path)]
+    result = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert result.exit_code == 0
+    written = json.loads(path.read_text())
+    assert written["device"] == "cpu" and written["batches"] == [1, 16]
+    assert [
+        (row["name"], row["perplexity"], row["tokens_per_s"]) for row in written["figures"]
+    ] == [
+        ("eager", 2.5, [100, 1600]),
+        ("reference", 2.5, [100, 1600]),
+        ("opmux", 2.5, [100, 1600]),
+        ("eager, torch.compile", None, [110, 1610]),
+        ("opmux, torch.compile", None, [110, 1610]),
+    ]
+    assert set(written["served"]) >= {f.name for f in fields(Ops)} - {"name"}
+    assert "torch.compile" in result.output  # the cells wrap
+
+
+def test_graphed_decoding_counts_its_tokens(device: str) -> None:
+    if device == "cpu":
+        pytest.skip("graphs are a GPU's")
+    model = load_model(device=device)
+    for ops in (OPS, opmux_ops()):
+        assert throughput(model, ops, batch=2, tokens=8, repeats=1, graphed=True) > 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that a CUDA wheel must show on a GPU, in one command; installs nothing.
 
-Unpack the wheels of opmux and opmux-cuda (and pluggy) into a folder and run
+Unpack the wheels of opmux and opmux-cuda (and pluggy and pytest) into a folder and run
 
     PYTHONPATH=FOLDER python tools/gpu_check.py [--out DIR]
 
-It runs the conformance kit for the backend (graph capture and side streams are part of it), then
-times the ops beside torch: cold L2 by rotating inputs, graph replays, interleaved medians.
+It runs the conformance kit (graph capture and side streams are part of it) and beside it, ops
+shared out over the processor's cores, the kit's numerical cases under compute-sanitizer's memcheck
+and racecheck. Times are benchmarks/gpu.py's.
 """
 
 from __future__ import annotations
@@ -14,289 +15,178 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import Any, TextIO
 
 import opmux
 
 BACKEND = "cuda"
-COLD = 256 << 20  # bytes that a rotation goes through: several times the L2
-ROUNDS = 7
-Run = Callable[[], Any]
+TOOLS = ("memcheck", "racecheck")
+CASES = "test_matches_the_reference and not special"
+FOUND = 9  # exit status of compute-sanitizer where it found something
+SUMMARY = re.compile(r"=+ (?:ERROR|RACECHECK) SUMMARY: (.*)")
+COUNTS = re.compile(r"^(?:\d+ \w+(?:, )?)+ in [\d.]+s.*$", re.MULTILINE)
 
 
 @dataclass
-class Case:
-    """One shape of one op: bytes that it must move, and ways to make a call on fresh tensors."""
+class Job:
+    """One process: what it checks, where it writes."""
 
     name: str
-    bytes: int
-    ours: Callable[[], Run]
-    theirs: Callable[[], Run] | None = None
+    command: list[str]
+    env: dict[str, str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    file: TextIO | None = None
+    seconds: float = 0.0
+
+    def start(self) -> None:
+        """Start it."""
+        self.file = self.log.open("w", encoding="utf-8")
+        self.process = subprocess.Popen(
+            self.command, stdout=self.file, stderr=subprocess.STDOUT, env=os.environ | self.env
+        )
+
+    def result(self) -> dict[str, Any]:
+        """Return what its log says."""
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        status = self.process.returncode if self.process else None
+        summary, counts = SUMMARY.findall(text), COUNTS.findall(text)
+        return {
+            "name": self.name,
+            "status": status,
+            "seconds": round(self.seconds, 1),
+            "summary": summary[-1].strip() if summary else "",
+            "tests": counts[-1].strip("= ") if counts else "",
+        }
 
 
-def bf16(*shape: int) -> Tensor:
-    """Return random bfloat16 values on the GPU."""
-    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
-
-
-def silu(tokens: int, d: int) -> Case:
-    """SwiGLU."""
-
-    def ours() -> Run:
-        x, out = bf16(tokens, 2 * d), bf16(tokens, d)
-        return lambda: opmux.silu_and_mul(x, out=out, backend=BACKEND)
-
-    def theirs() -> Run:
-        x = bf16(tokens, 2 * d)
-        return lambda: F.silu(x[:, :d]) * x[:, d:]
-
-    return Case(f"silu_and_mul T={tokens} d={d}", 6 * tokens * d, ours, theirs)
-
-
-def gelu(tokens: int, d: int) -> Case:
-    """GEGLU by erf, the activation with the most arithmetic."""
-
-    def ours() -> Run:
-        x, out = bf16(tokens, 2 * d), bf16(tokens, d)
-        return lambda: opmux.gelu_and_mul(x, out=out, backend=BACKEND)
-
-    return Case(f"gelu_and_mul T={tokens} d={d}", 6 * tokens * d, ours)
-
-
-def rmsnorm(tokens: int, h: int) -> Case:
-    """RMS norm."""
-
-    def ours() -> Run:
-        x, w, out = bf16(tokens, h), bf16(h), bf16(tokens, h)
-        return lambda: opmux.rmsnorm(x, w, out=out, backend=BACKEND)
-
-    def theirs() -> Run:
-        x, w = bf16(tokens, h), bf16(h)
-        return lambda: F.rms_norm(x, (h,), w, 1e-6)
-
-    return Case(f"rmsnorm T={tokens} h={h}", 4 * tokens * h, ours, theirs)
-
-
-def add_rmsnorm(tokens: int, h: int) -> Case:
-    """Residual addition and RMS norm."""
-
-    def ours() -> Run:
-        x, r, w = bf16(tokens, h), bf16(tokens, h), bf16(h)
-        return lambda: opmux.fused_add_rmsnorm(x, r, w, backend=BACKEND)
-
-    def theirs() -> Run:
-        x, r, w = bf16(tokens, h), bf16(tokens, h), bf16(h)
-        return lambda: F.rms_norm(r.add_(x), (h,), w, 1e-6)
-
-    return Case(f"fused_add_rmsnorm T={tokens} h={h}", 8 * tokens * h, ours, theirs)
-
-
-def rope(tokens: int) -> Case:
-    """Rotary embedding of 64 query and 8 key heads."""
-
-    def ours() -> Run:
-        q, k = bf16(tokens, 64 * 128), bf16(tokens, 8 * 128)
-        cache = torch.randn(8192, 128, device="cuda")
-        positions = torch.arange(tokens, device="cuda") % 8192
-        return lambda: opmux.rotary_embedding(positions, q, k, 128, cache, backend=BACKEND)
-
-    return Case(f"rotary_embedding T={tokens} 64/8 d=128", 4 * tokens * 72 * 128, ours)
-
-
-def kv_store(tokens: int) -> Case:
-    """Scatter of 8 heads into the cache."""
-
-    def ours() -> Run:
-        k, v = bf16(tokens, 8, 128), bf16(tokens, 8, 128)
-        caches = bf16(2 * tokens, 8, 128), bf16(2 * tokens, 8, 128)
-        slots = torch.randperm(2 * tokens, device="cuda")[:tokens]
-        return lambda: opmux.store_kv_cache(*caches, slots, k, v, backend=BACKEND)
-
-    return Case(f"store_kv_cache T={tokens} 8x128", 8 * tokens * 8 * 128, ours)
-
-
-def bitmask(rows: int, size: int = 128256) -> Case:
-    """Grammar mask with random bits."""
-
-    def ours() -> Run:
-        logits = bf16(rows, size)
-        mask = torch.randint(-(2**31), 2**31 - 1, (rows, (size + 31) // 32), device="cuda",
-                             dtype=torch.int32)  # fmt: skip
-        return lambda: opmux.apply_token_bitmask(logits, mask, backend=BACKEND)
-
-    return Case(f"apply_token_bitmask B={rows} V={size}", 4 * rows * size, ours)
-
-
-def probs(rows: int, size: int, scale: float) -> Tensor:
-    """Softmax of normal logits: about 3 is a language model's spread, 0.5 nearly flat."""
-    return torch.softmax(torch.randn(rows, size, device="cuda") * scale, -1)
-
-
-def top_k_top_p(rows: int, k: int, p: float, scale: float = 3.0, size: int = 128256) -> Case:
-    """Sample a token."""
-
-    def ours() -> Run:
-        x, u = probs(rows, size, scale), torch.rand(rows, device="cuda")
-        out = torch.empty(rows, device="cuda", dtype=torch.int32)
-        return lambda: opmux.top_k_top_p_sample(x, k, p, u, out=out, backend=BACKEND)
-
-    name = f"top_k_top_p_sample B={rows} V={size} k={k} p={p} spread={scale}"
-    return Case(name, 4 * rows * size, ours)
-
-
-def top_p_renorm(rows: int, scale: float = 3.0, size: int = 128256) -> Case:
-    """Nucleus."""
-
-    def ours() -> Run:
-        x = probs(rows, size, scale)
-        out = torch.empty_like(x)
-        return lambda: opmux.top_p_renorm_prob(x, 0.9, out=out, backend=BACKEND)
-
-    return Case(f"top_p_renorm_prob B={rows} V={size} spread={scale}", 8 * rows * size, ours)
-
-
-def top_k_renorm(rows: int, size: int = 128256) -> Case:
-    """The k largest."""
-
-    def ours() -> Run:
-        x = probs(rows, size, 3.0)
-        out = torch.empty_like(x)
-        return lambda: opmux.top_k_renorm_prob(x, 50, out=out, backend=BACKEND)
-
-    return Case(f"top_k_renorm_prob B={rows} V={size}", 8 * rows * size, ours)
-
-
-def min_p(rows: int, size: int = 128256) -> Case:
-    """Sample near the maximum."""
-
-    def ours() -> Run:
-        x, u = probs(rows, size, 3.0), torch.rand(rows, device="cuda")
-        out = torch.empty(rows, device="cuda", dtype=torch.int32)
-        return lambda: opmux.min_p_sample(x, 0.05, u, out=out, backend=BACKEND)
-
-    return Case(f"min_p_sample B={rows} V={size}", 4 * rows * size, ours)
-
-
-def cases() -> Iterator[Case]:
-    """Yield the cases whose op the backend serves."""
-    made = [
-        *(silu(t, 14336) for t in (1, 16, 64, 4096)), silu(8192, 28672), gelu(4096, 14336),
-        *(rmsnorm(t, 8192) for t in (1, 64, 4096)), rmsnorm(8192, 5120), rmsnorm(8192, 7168),
-        rmsnorm(8192 * 72, 128),
-        *(add_rmsnorm(t, 7168) for t in (1, 16, 8192)), add_rmsnorm(8192, 8192),
-        rope(1), rope(8192), kv_store(64), kv_store(8192), bitmask(64), bitmask(128),
-        *(top_k_top_p(b, 50, 0.9) for b in (1, 64, 256)), top_k_top_p(64, 0, 0.9),
-        top_k_top_p(64, 0, 0.9, 0.5),
-        top_k_renorm(1), top_k_renorm(128),
-        *(top_p_renorm(b) for b in (1, 128, 256)), top_p_renorm(128, 0.5),
-        min_p(64),
-    ]  # fmt: skip
-    served = next(b for b in opmux.load().backends if b.name == BACKEND).backend.kernels
-    yield from (case for case in made if case.name.split()[0] in served)
-
-
-def captured(make: Callable[[], Run], bytes_moved: int) -> tuple[torch.cuda.CUDAGraph, int]:
-    """Capture enough calls on tensors of their own that none finds its input in the L2."""
-    count = max(2, min(64, -(-COLD // bytes_moved)))
-    runs = [make() for _ in range(count)]
-    for run in runs:
-        run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = [run() for run in runs]  # noqa: F841 - results stay alive as long as the capture
-    return graph, count
-
-
-def once(graph: torch.cuda.CUDAGraph, count: int) -> float:
-    """Return microseconds a call."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    repeats = 3
-    begin.record()
-    for _ in range(repeats):
-        graph.replay()
-    end.record()
-    torch.cuda.synchronize()
-    return float(begin.elapsed_time(end)) * 1000 / (count * repeats)
-
-
-def measure(case: Case) -> list[float]:
-    """Return the medians of ours and, where there is one, of torch's, in interleaved rounds."""
-    made = [captured(way, case.bytes) for way in (case.ours, case.theirs) if way is not None]
-    times: list[list[float]] = [[] for _ in made]
-    for _ in range(ROUNDS):
-        for place, (graph, count) in enumerate(made):
-            times[place].append(once(graph, count))
-    return [statistics.median(t) for t in times]
-
-
-def copy_rate() -> float:
-    """Return bytes a second of a large copy, read and written."""
-    source = torch.randint(0, 255, (1 << 30,), device="cuda", dtype=torch.uint8)
-    target = torch.empty_like(source)
-    case = Case("copy", 2 << 30, lambda: lambda: target.copy_(source))
-    return case.bytes / measure(case)[0] * 1e6
-
-
-def conformance(out: Path, extra: list[str]) -> int:
-    """Run the kit; return its exit status."""
-    config = out / "pytest.ini"
-    config.write_text("[pytest]\n", encoding="utf-8")
-    command = [
+def kit(extra: Sequence[str], config: Path) -> list[str]:
+    """Return the command that runs the kit."""
+    return [
         sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider",
-        "-c", str(config),
-        "--pyargs", "opmux.conformance", "--opmux-backend", BACKEND,
-        "--opmux-report", str(out / "conformance.json"), *extra,
+        "-c", str(config), "--pyargs", "opmux.conformance", "--opmux-backend", BACKEND, *extra,
     ]  # fmt: skip
-    return subprocess.run(command, check=False, env={**os.environ}).returncode
 
 
-def timings(out: Path, only: str) -> None:
-    """Print and write the table."""
-    rate = copy_rate()
-    name = torch.cuda.get_device_name()
-    print(f"{name}, torch {torch.__version__}, copy {rate / 1e12:.2f} TB/s (read + written)")
-    print(f"{'case':58} {'us':>8} {'floor':>8} {'of floor':>8} {'torch us':>9}")
-    rows = []
-    for case in cases():
-        if only not in case.name:
-            continue
-        ours, *theirs = measure(case)
-        floor = case.bytes / rate * 1e6
-        torch_us = f"{theirs[0]:9.2f}" if theirs else ""
-        print(f"{case.name:58} {ours:8.2f} {floor:8.2f} {floor / ours:8.2f} {torch_us}", flush=True)
-        rows.append({"case": case.name, "us": ours, "floor_us": floor,
-                     "torch_us": theirs[0] if theirs else None})  # fmt: skip
-        torch.cuda.empty_cache()
-    result = {"device": name, "torch": torch.__version__, "copy_bytes_per_s": rate, "cases": rows}
-    (out / "timings.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+def kernels_only(sanitizer: str) -> list[str]:
+    """Return the option that spares torch's own kernels, as this version spells it."""
+    said = subprocess.run([sanitizer, "--help"], capture_output=True, text=True, check=False)
+    for option in ("--kernel-name", "--kernel-regex"):
+        if option in said.stdout + said.stderr:
+            return [option, "kns=opmux"]
+    return []
+
+
+def shared_out(ops: Sequence[str], bins: int) -> list[list[str]]:
+    """Deal the ops out; neighbours in the alphabet cost about the same."""
+    return [list(ops[i::bins]) for i in range(min(bins, len(ops)))]
+
+
+def jobs(args: argparse.Namespace, extra: Sequence[str], ops: Sequence[str]) -> list[Job]:
+    """Return every process of the check."""
+    config = args.logs / "pytest.ini"
+    config.write_text("[pytest]\n", encoding="utf-8")
+    made = []
+    if not args.no_conformance:
+        report = args.out / f"{args.name}-conformance.json"
+        command = kit(["--opmux-report", str(report), *extra], config)
+        made.append(Job("conformance", command, {}, args.logs / "conformance.log"))
+    sanitizer = shutil.which("compute-sanitizer")
+    if not args.no_sanitizer and sanitizer:
+        only = kernels_only(sanitizer)
+        for tool in TOOLS:
+            for i, some in enumerate(shared_out(ops, args.processes // len(TOOLS))):
+                prefix = [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), *only]
+                chosen = [word for op in some for word in ("--opmux-op", op)]
+                made.append(Job(
+                    f"{tool} {' '.join(some)}", [*prefix, *kit([*chosen, "-k", CASES], config)],
+                    # Without the allocator's pool every tensor ends where its memory ends.
+                    {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "1"},
+                    args.logs / f"{tool}-{i}.log",
+                ))  # fmt: skip
+    return made
+
+
+def run(made: Sequence[Job], seconds: float) -> None:
+    """Run them side by side; what is not done in time is ended, and counts as failed."""
+    start = time.monotonic()
+    for job in made:
+        job.start()
+    waiting = list(made)
+    while waiting:
+        for job in list(waiting):
+            if job.process is None or job.process.poll() is not None:
+                job.seconds = time.monotonic() - start
+                waiting.remove(job)
+        if time.monotonic() - start > seconds:
+            for job in waiting:
+                if job.process is not None:
+                    job.process.kill()
+                    job.process.wait()
+                job.seconds = time.monotonic() - start
+            break
+        time.sleep(0.2)
+    for job in made:
+        if job.file is not None:
+            job.file.close()
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    result = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("--out", type=Path, default=Path("build/gpu_check"))
+    result.add_argument("--name", default="cuda-h200", help="of the files in it")
+    result.add_argument("--logs", type=Path, help="folder of the logs; a temporary one")
+    result.add_argument("--no-conformance", action="store_true")
+    result.add_argument("--no-sanitizer", action="store_true")
+    result.add_argument("--processes", type=int, default=max(2, (os.cpu_count() or 2) - 2))
+    result.add_argument("--seconds", type=float, default=240, help="for all of it")
+    result.add_argument("--op", action="append", help="sanitize this op only; may be repeated")
+    return result
 
 
 def main() -> None:
-    """Check, then time."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("build/gpu_check"))
-    parser.add_argument("--no-conformance", action="store_true")
-    parser.add_argument("--no-timings", action="store_true")
-    parser.add_argument("--only", default="", help="time the cases whose name contains this")
-    args, extra = parser.parse_known_args()
+    """Check; other arguments go to the kit."""
+    args, extra = parser().parse_known_args()
+    args.logs = args.logs or Path(tempfile.mkdtemp(prefix="gpu-check-"))
+    args.logs.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
     for failure in opmux.failures():
         print("not loaded:", failure)
-    status = 0 if args.no_conformance else conformance(args.out, extra)
-    if not args.no_timings:
-        timings(args.out, args.only)
-    sys.exit(status)
+    backend = next((b for b in opmux.load().backends if b.name == BACKEND), None)
+    if backend is None:
+        sys.exit(f"the backend {BACKEND} is not there")
+    made = jobs(args, extra, args.op or sorted(backend.backend.kernels))
+    run(made, args.seconds)
+    results = [job.result() for job in made]
+    for found in results:
+        outcome = "ok" if found["status"] == 0 else f"FAILED with status {found['status']}"
+        print(f"{found['name'][:60]:60} {outcome}: {found['summary']} {found['tests']}"
+              f" ({found['seconds']:.0f} s)")  # fmt: skip
+    for job in made:
+        if job.process is None or job.process.returncode != 0:
+            print(f"--- the end of {job.log}")
+            print("\n".join(job.log.read_text(errors="replace").splitlines()[-25:]))
+    sanitized = [r for r in results if r["name"] != "conformance"]
+    if not args.no_sanitizer:
+        summary = {"cases": CASES, "kernels": "opmux's", "results": sanitized}
+        path = args.out / f"{args.name}-sanitizer.json"
+        path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        if not sanitized:
+            print("compute-sanitizer is not on the PATH: nothing was sanitized")
+    done = all(r["status"] == 0 for r in results) and (args.no_sanitizer or sanitized)
+    sys.exit(0 if done else 1)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,13 @@ ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
 LOG = ROOT / "build" / "setup.log"
 TORCH = "2.13.0"
-# compiler and device query of each GPU backend: both are needed to build and to run it here
+# compiler and device query of each GPU backend: one is needed to build it, both to run it here
 GPU_TOOLS = {"cuda": ("nvcc", "nvidia-smi"), "rocm": ("hipcc", "rocminfo"),
              "musa": ("mcc", "mthreads-gmi")}  # fmt: skip
+# the dependency groups that bring a compiler
+COMPILERS = {"cuda": "nvcc"}
+# what changes a build beside the sources
+SETTINGS = ("CMAKE_ARGS", "OPMUX_CUDA_ARCHS")
 
 
 class StepError(Exception):
@@ -57,8 +60,9 @@ def run(command: list[str | Path], line: Callable[[str], None] = lambda _: None)
     env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "NINJA_STATUS": "[%f/%t] "}
     jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
     env["CMAKE_BUILD_PARALLEL_LEVEL"] = jobs
-    if not env.get("CMAKE_ARGS"):
-        env.pop("CMAKE_ARGS", None)
+    for name in SETTINGS:
+        if not env.get(name):
+            env.pop(name, None)
     tail: list[str] = []
     with LOG.open("a") as log, subprocess.Popen(
         [str(c) for c in command], cwd=ROOT, env=env, text=True,
@@ -81,7 +85,7 @@ def pip(*args: str | Path, line: Callable[[str], None] = lambda _: None) -> None
 
 def digest(*folders: Path) -> str:
     """Return a digest of the sources that a step depends on."""
-    found = hashlib.sha256(os.environ.get("CMAKE_ARGS", "").encode())
+    found = hashlib.sha256(str([os.environ.get(name, "") for name in SETTINGS]).encode())
     for folder in folders:
         for path in sorted(folder.rglob("*") if folder.is_dir() else [folder]):
             inside = path.relative_to(ROOT).parts
@@ -91,25 +95,42 @@ def digest(*folders: Path) -> str:
     return found.hexdigest()
 
 
-def backends() -> Iterator[tuple[str, str]]:
-    """Yield (backend, why it cannot be built and run here or "")."""
-    for project in sorted((ROOT / "backends").glob("*/pyproject.toml")):
-        name = project.parent.name
-        missing = [tool for tool in GPU_TOOLS.get(name, ()) if not shutil.which(tool)]
+def backends(asked: frozenset[str], wheels_only: bool) -> Iterator[tuple[str, str]]:
+    """Yield (backend, why it is not built or "").
+
+    A GPU backend is built where it can run, for wheels where it can be compiled, and when asked
+    for by name.
+    """
+    projects = [p.parent.name for p in sorted((ROOT / "backends").glob("*/pyproject.toml"))]
+    unknown = asked - set(projects)
+    if unknown:
+        raise StepError(f"no backend is called {', '.join(sorted(unknown))}: {', '.join(projects)}")
+    for name in projects:
+        tools = GPU_TOOLS.get(name, ())
+        needed = tools[:1] if wheels_only or name in asked else tools
+        missing = [tool for tool in needed if not shutil.which(tool)]
         if name == "cpu_amx" and os.uname().machine not in ("x86_64", "AMD64"):
             yield name, f"this CPU is {os.uname().machine}, the kernels are for x86-64"
+        elif not missing or (name in asked and name in COMPILERS):
+            yield name, ""
+        elif name in asked:
+            raise StepError(f"{name} cannot be built: {missing[0]} not found")
         else:
-            yield name, f"{' and '.join(missing)} not found" if missing else ""
+            hint = f" (BACKENDS={name} builds it all the same)" if name in COMPILERS else ""
+            yield name, f"{' and '.join(missing)} not found{hint}"
 
 
-def build_wheel(folder: Path, line: Callable[[str], None]) -> Path:
-    """Build one distribution into dist/ and return its wheel."""
-    stem = re.sub(r"[-.]+", "_", project_name(folder))
-    for old in DIST.glob(f"{stem}-[0-9]*.whl"):
+def build_wheel(folder: Path, line: Callable[[str], None]) -> None:
+    """Build one distribution into dist/."""
+    for old in wheels(folder):
         old.unlink()
     flags = ["--no-build-isolation", "--no-deps", "--wheel-dir", str(DIST)]
     pip("wheel", "-v", str(folder), *flags, line=line)
-    return next(DIST.glob(f"{stem}-[0-9]*.whl"))
+
+
+def wheels(folder: Path) -> list[Path]:
+    """Return the wheels of a distribution in dist/."""
+    return list(DIST.glob(f"{re.sub(r'[-.]+', '_', project_name(folder))}-[0-9]*.whl"))
 
 
 def project_name(folder: Path) -> str:
@@ -124,60 +145,100 @@ def project_name(folder: Path) -> str:
 class Setup:
     """The steps, each with a stamp of its inputs."""
 
-    def __init__(self, wheels_only: bool, progress: Any) -> None:
+    def __init__(self, wheels_only: bool, asked: frozenset[str], progress: Any) -> None:
         """Plan the steps."""
         self.progress = progress
         self.install = not wheels_only
+        self.asked = asked
         self.stamps = Path(sys.prefix) / "opmux-setup"
         self.stamps.mkdir(exist_ok=True)
 
-    def step(self, name: str, inputs: str, action: Callable[[Callable[[str], None]], None]) -> None:
-        """Run an action unless its stamp says that its inputs are unchanged."""
+    def step(
+        self,
+        name: str,
+        inputs: str,
+        action: Callable[[Callable[[str], None]], None],
+        made: bool = True,
+    ) -> None:
+        """Run an action unless its stamp says that its inputs are unchanged, and all is made."""
         stamp = self.stamps / re.sub(r"\W+", "-", name)
         task = self.progress.add_task(name, total=None)
-        if not stamp.exists() or stamp.read_text() != inputs:
+        if not made or not stamp.exists() or stamp.read_text() != inputs:
             action(self.follow(task))
             stamp.write_text(inputs)
         self.progress.update(task, total=1, completed=1)
 
     def follow(self, task: Any) -> Callable[[str], None]:
-        """Return a function that turns ninja's [3/17] into progress."""
+        """Return a function that turns ninja's [3/17] into progress, in a log into a few lines."""
+        console, name, shown = self.progress.console, self.progress.tasks[task].description, 0
+        if not console.is_terminal:
+            console.print(f"{name} ...")
 
         def line(text: str) -> None:
+            nonlocal shown
             found = re.search(r"\[(\d+)/(\d+)\]", text)
             if found:
                 done, total = map(int, found.groups())
                 self.progress.update(task, completed=done, total=total)
+                if not console.is_terminal and 4 * done // total > shown:
+                    shown = 4 * done // total
+                    console.print(f"{name} {done}/{total}")
 
         return line
 
     def all(self) -> None:
         """Run every step."""
         groups = ["build"] + (["cli", "test"] if self.install else [])
-        names = [a for g in groups for a in ("--group", str(ROOT / "pyproject.toml") + ":" + g)]
         self.step(f"torch {TORCH}", TORCH, lambda _: _torch())
-        tools = f"{digest(ROOT / 'pyproject.toml')} {groups}"
-        self.step("build and test tools", tools, lambda _: pip("install", "--quiet", *names))
-        core = digest(ROOT / "core")
-        self.step("opmux", core, partial(self.deliver, ROOT / "core"))
-        for name, reason in backends():
+        self.tools("build and test tools", *groups)
+        self.deliver(
+            ROOT / "core", digest(ROOT / "core"), install=True
+        )  # builds the others' manifest
+        for name, reason in backends(self.asked, not self.install):
+            folder = ROOT / "backends" / name
             if reason:
                 self.progress.console.print(f"not built: {name}: {reason}")
+                if self.install and installed(folder):  # of older sources
+                    pip("uninstall", "--quiet", "--yes", project_name(folder))
                 continue
-            folder = ROOT / "backends" / name
             inputs = f"{digest(folder, ROOT / 'backends' / 'common')} {interfaces()}"
             try:
-                self.step(project_name(folder), inputs, partial(self.deliver, folder))
+                if name in COMPILERS and not shutil.which(GPU_TOOLS[name][0]):
+                    self.tools(f"compiler of {name}", COMPILERS[name])
+                self.deliver(folder, inputs, self.install)
             except StepError as error:
-                if name not in GPU_TOOLS:  # the others need no special hardware
+                if name not in GPU_TOOLS or name in self.asked or not self.install:
                     raise
                 self.progress.console.print(f"not built: {name}: {error}")
 
-    def deliver(self, folder: Path, line: Callable[[str], None]) -> None:
-        """Build a wheel and install it; core is needed to build the others."""
-        wheel = build_wheel(folder, line)
-        pip("install", "--quiet", "--no-deps", "--force-reinstall", wheel)
-        pip("install", "--quiet", wheel)  # what it needs, torch as it stands
+    def tools(self, title: str, *groups: str) -> None:
+        """Install dependency groups of the workspace."""
+        names = [a for g in groups for a in ("--group", f"{ROOT / 'pyproject.toml'}:{g}")]
+        inputs = f"{digest(ROOT / 'pyproject.toml')} {groups}"
+        self.step(title, inputs, lambda _: pip("install", "--quiet", *names))
+
+    def deliver(self, folder: Path, inputs: str, install: bool) -> None:
+        """Build a wheel into dist/ and install it."""
+        name = project_name(folder)
+        made = bool(wheels(folder))
+        self.step(name, inputs, lambda line: build_wheel(folder, line), made)
+        if not install:
+            return
+
+        def into_venv(_: Callable[[str], None]) -> None:
+            wheel = wheels(folder)[0]
+            pip("install", "--quiet", "--no-deps", "--force-reinstall", wheel)
+            pip("install", "--quiet", wheel)  # what it needs, torch as it stands
+
+        self.step(f"{name} installed", inputs, into_venv, made and installed(folder))
+
+
+def installed(folder: Path) -> bool:
+    """Whether a distribution is in this environment."""
+    try:
+        return bool(importlib.metadata.version(project_name(folder)))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def _torch() -> None:
@@ -199,17 +260,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
     parser.add_argument("--wheels-only", action="store_true", help="no command line, no test tools")
+    parser.add_argument("--backends", default="", help="build these too: names, by commas")
     args = parser.parse_args()
     enter(args.venv.absolute())
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     if not shutil.which(os.environ.get("CXX", "c++")) and not shutil.which("g++"):
         sys.exit("opmux: no C++ compiler found (tried c++, g++ and $CXX); install one, e.g. g++")
+    asked = frozenset(filter(None, re.split(r"[\s,]+", args.backends)))
     columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(),
                TimeElapsedColumn())  # fmt: skip
     try:
         with Progress(*columns) as progress:
-            Setup(args.wheels_only, progress).all()
+            Setup(args.wheels_only, asked, progress).all()
     except StepError as error:
         sys.exit(f"opmux: {error}")
 

@@ -4,18 +4,20 @@
 # Builds _opmux_<name>.so: an op library over the LibTorch stable ABI that needs neither a Python
 # version nor a torch version, and installs it with its static manifest into <package>. OLD_GLIBC:
 # it links archives that use threads, see old_glibc.cmake.
+#
+# opmux_add_manifest(<target> PACKAGE <package>)
+#
+# The manifest alone, for a package whose module <target> was built in another way (pybind11).
 
 # Compile time only: the newest headers know the most, the target decides what an old torch sees.
 set(OPMUX_TORCH_INCLUDE "" CACHE PATH "folder that holds torch/csrc/stable (default: installed torch)")
 set(OPMUX_TORCH_TARGET 0x020a000000000000 CACHE STRING "oldest torch that the library loads in")
-# A newer compiler's new warning must not break an installation from an sdist, which vendors this
-# file into the backend's own folder.
-cmake_path(IS_PREFIX CMAKE_CURRENT_SOURCE_DIR "${CMAKE_CURRENT_LIST_DIR}" _opmux_vendored)
-if(_opmux_vendored)
-  option(OPMUX_WERROR "treat warnings as errors" OFF)
-else()
-  option(OPMUX_WERROR "treat warnings as errors" ON)
-endif()
+# A newer compiler's new warning must not break the build of an sdist, which vendors this file, nor
+# that of a backend outside this tree, which finds it in core's wheel.
+cmake_path(GET CMAKE_CURRENT_LIST_DIR PARENT_PATH _opmux_common)
+cmake_path(GET CMAKE_CURRENT_SOURCE_DIR PARENT_PATH _opmux_tree)
+cmake_path(COMPARE "${_opmux_tree}/common" EQUAL "${_opmux_common}" _opmux_own)
+option(OPMUX_WERROR "treat warnings as errors" ${_opmux_own})
 
 set(OPMUX_CMAKE_DIR "${CMAKE_CURRENT_LIST_DIR}")
 cmake_path(GET CMAKE_CURRENT_LIST_DIR PARENT_PATH OPMUX_COMMON_DIR)
@@ -69,6 +71,25 @@ function(opmux_link_torch target)
   target_link_libraries(${target} PRIVATE opmux_torch_stub)
 endfunction()
 
+# The loader reads the manifest before it imports or loads anything. Written by core, which
+# compares the library's interface with its own schemas; a plain `cmake --build` does without.
+function(opmux_add_manifest target)
+  cmake_parse_arguments(ARG "" "PACKAGE" "" ${ARGN})
+  # It holds the digest of the library as it was linked: installing must not change an RPATH.
+  set_target_properties(${target} PROPERTIES BUILD_WITH_INSTALL_RPATH ON)
+  if(NOT SKBUILD)
+    return()
+  endif()
+  set(manifest ${CMAKE_CURRENT_BINARY_DIR}/opmux-backend.json)
+  add_custom_command(OUTPUT ${manifest}
+    COMMAND "${Python_EXECUTABLE}" -m opmux.manifest
+      --package ${CMAKE_CURRENT_SOURCE_DIR}/src/${ARG_PACKAGE}
+      --library $<TARGET_FILE:${target}> --output ${manifest}
+    DEPENDS ${target} VERBATIM)
+  add_custom_target(${target}_manifest ALL DEPENDS ${manifest})
+  install(FILES ${manifest} DESTINATION ${ARG_PACKAGE} COMPONENT opmux)
+endfunction()
+
 function(opmux_add_backend name)
   cmake_parse_arguments(ARG "OLD_GLIBC" "PACKAGE" "SOURCES" ${ARGN})
   set(target _opmux_${name})
@@ -88,6 +109,9 @@ function(opmux_add_backend name)
   target_link_options(${target} PRIVATE
     -Wl,--version-script=${OPMUX_CMAKE_DIR}/opmux.map -Wl,-z,now)
   opmux_link_torch(${target})
+  # Named, so that it is shared also where the compiler links its own statically: with a static
+  # libstdc++ an exception may end the process.
+  target_link_libraries(${target} PRIVATE stdc++)
   if(ARG_OLD_GLIBC)
     include(${OPMUX_CMAKE_DIR}/old_glibc.cmake)
     opmux_link_old_glibc(${target})
@@ -96,16 +120,5 @@ function(opmux_add_backend name)
   endif()
   install(TARGETS ${target} LIBRARY DESTINATION ${ARG_PACKAGE} COMPONENT opmux)
 
-  # The loader reads the manifest before it imports or loads anything. Written by core, which
-  # compares the library's interface with its own schemas; a plain `cmake --build` does without.
-  if(SKBUILD)
-    set(manifest ${CMAKE_CURRENT_BINARY_DIR}/opmux-backend.json)
-    add_custom_command(OUTPUT ${manifest}
-      COMMAND "${Python_EXECUTABLE}" -m opmux.manifest
-        --package ${CMAKE_CURRENT_SOURCE_DIR}/src/${ARG_PACKAGE}
-        --library $<TARGET_FILE:${target}> --output ${manifest}
-      DEPENDS ${target} VERBATIM)
-    add_custom_target(${target}_manifest ALL DEPENDS ${manifest})
-    install(FILES ${manifest} DESTINATION ${ARG_PACKAGE} COMPONENT opmux)
-  endif()
+  opmux_add_manifest(${target} PACKAGE ${ARG_PACKAGE})
 endfunction()

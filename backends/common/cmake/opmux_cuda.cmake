@@ -5,13 +5,20 @@
 # nvcc is called by hand: CMake's CUDA language wants a whole toolkit, which NVIDIA's packages on
 # the Python index are not.
 
-# real archs, and the PTX that later GPUs compile at their first load
-set(archs "80;89;90a;100a;120a;120-virtual")
-if(DEFINED ENV{OPMUX_CUDA_ARCHS})
-  set(archs "$ENV{OPMUX_CUDA_ARCHS}")
+set(OPMUX_CUDA_ARCHS "" CACHE STRING
+  "90a;120-virtual: machine code for 9.0, PTX of 12.0; default: as the environment says, or all")
+set(_opmux_archs "${OPMUX_CUDA_ARCHS}")
+if(NOT _opmux_archs)
+  set(_opmux_archs "$ENV{OPMUX_CUDA_ARCHS}")
 endif()
-set(OPMUX_CUDA_ARCHS "${archs}" CACHE STRING "as CMAKE_CUDA_ARCHITECTURES: 90a, 120-virtual (PTX)")
+if(NOT _opmux_archs)
+  # the PTX is what later GPUs compile at their first load
+  set(_opmux_archs "80;89;90a;100a;120a;120-virtual")
+endif()
+# A variable beside the cache: a kept build folder follows the environment.
+string(REGEX REPLACE "[, ]+" ";" OPMUX_CUDA_ARCHS "${_opmux_archs}")
 set(OPMUX_CUDA_COMPILE_THREADS 1 CACHE STRING "archs that one nvcc compiles at a time")
+option(OPMUX_CUDA_RESOURCES "print registers and spills of every kernel, see tools/gpu_resources.py")
 
 function(opmux_add_gpu_launchers target vendor)
   set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX)
@@ -20,8 +27,7 @@ function(opmux_add_gpu_launchers target vendor)
   target_include_directories(${target} PRIVATE ${OPMUX_COMMON_DIR}/gpu)
 endfunction()
 
-# On the PATH, or of the packages nvidia-cuda-nvcc, nvidia-cuda-crt, nvidia-nvvm and
-# nvidia-cuda-runtime, which share one folder.
+# On the PATH, or of NVIDIA's packages on the Python index, which share one folder.
 function(_opmux_find_nvcc)
   execute_process(
     COMMAND "${Python_EXECUTABLE}" -c
@@ -36,8 +42,8 @@ function(_opmux_find_nvcc)
   list(TRANSFORM packaged REPLACE "/nvcc$" "")
   find_program(OPMUX_NVCC nvcc HINTS ENV CUDA_HOME PATH_SUFFIXES bin PATHS ${packaged} /usr/local/cuda)
   if(NOT OPMUX_NVCC)
-    message(FATAL_ERROR "opmux: no nvcc found; install the CUDA toolkit, or "
-      "pip install nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime")
+    message(FATAL_ERROR "opmux: no nvcc found; install the CUDA toolkit, or pip install "
+      "nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl")
   endif()
 endfunction()
 
@@ -46,6 +52,10 @@ execute_process(COMMAND ${OPMUX_NVCC} --version
   OUTPUT_VARIABLE version COMMAND_ERROR_IS_FATAL ANY)
 string(REGEX MATCH "release ([0-9]+\\.[0-9]+)" _ "${version}")
 set(OPMUX_CUDA_TOOLKIT ${CMAKE_MATCH_1})
+if(OPMUX_CUDA_TOOLKIT VERSION_LESS 12.8) # the first that knows Blackwell, and --compress-mode
+  message(FATAL_ERROR "opmux: ${OPMUX_NVCC} is of CUDA ${OPMUX_CUDA_TOOLKIT}, 12.8 or later is "
+    "needed; put a newer nvcc first on the PATH, or set CUDA_HOME")
+endif()
 # nvcc knows where its toolkit lies, also behind a wrapper script.
 execute_process(COMMAND ${OPMUX_NVCC} --dryrun -x cu -c /dev/null -o /dev/null
   ERROR_VARIABLE dryrun OUTPUT_VARIABLE dryrun_out)
@@ -68,9 +78,12 @@ foreach(arch IN LISTS OPMUX_CUDA_ARCHS)
 endforeach()
 
 function(opmux_add_cuda_kernels target)
-  set(werror)
+  set(flags)
   if(OPMUX_WERROR)
-    set(werror -Werror all-warnings -Xcompiler=-Werror)
+    list(APPEND flags -Werror all-warnings -Xcompiler=-Werror)
+  endif()
+  if(OPMUX_CUDA_RESOURCES)
+    list(APPEND flags -Xptxas=-v)
   endif()
   foreach(source IN LISTS ARGN)
     get_filename_component(source ${source} ABSOLUTE)
@@ -83,7 +96,7 @@ function(opmux_add_cuda_kernels target)
       # --compress-mode: the device code of five archs is most of the wheel
       COMMAND ${OPMUX_NVCC} -x cu -c ${source} -o ${object} -MD -MF ${object}.d -MT ${object}
         -std=c++17 -O3 -lineinfo --compress-mode=size --threads ${OPMUX_CUDA_COMPILE_THREADS}
-        ${_opmux_gencode} -ccbin ${CMAKE_CXX_COMPILER} ${werror}
+        ${_opmux_gencode} -ccbin ${CMAKE_CXX_COMPILER} ${flags}
         -DOPMUX_GPU_KERNEL -DOPMUX_VENDOR_CUDA
         -I${OPMUX_COMMON_DIR}/include -I${OPMUX_COMMON_DIR}/gpu
         -Xcompiler=-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden,-Wall

@@ -40,18 +40,32 @@ __device__ inline T reduce_lanes(T value, const F& f) {
   return value;
 }
 
-// Over the block. All its threads call it; every thread holds the result. `scratch` may be used
-// again after the next barrier.
-template <class T, class F>
+// 2^n - 1 for the smallest 2^n lanes that hold `count` values.
+__device__ constexpr int last_lane(int count) {
+  int last = kWarp - 1;
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+    if (count <= lanes) last = lanes - 1;
+  }
+  return last;
+}
+
+// Over the block, of kThreads threads where that is not 0. All its threads call it; every thread
+// holds the result. `scratch` may be used again after the next barrier.
+template <int kThreads = 0, class T, class F>
 __device__ inline T reduce_block(T value, T identity, const F& f, Shared<T, kMaxWarps>& scratch) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  const int warps = (kThreads > 0 ? kThreads : static_cast<int>(blockDim.x)) / kWarp;
   value = reduce_lanes<kWarp>(value, f);
   if (lane == 0) scratch[warp] = value;
   __syncthreads();
-  value = lane < warps ? scratch[lane] : identity;
-  return reduce_lanes<kWarp>(value, f);
+  const int last = last_lane(warps), from = lane & last;
+  value = from < warps ? scratch[from] : identity;
+#pragma unroll
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+    if (mask <= last) value = f(value, shuffle_xor(value, mask));
+  }
+  return value;
 }
 
 // Inclusive sums over the lanes of a warp, in lane order. All lanes call it.

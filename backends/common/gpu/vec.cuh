@@ -42,7 +42,7 @@ template <int kSize, class T>
 __device__ inline void store(T* to, Vec<T, kSize> vec) {
   VecBits<T, kSize> bits;
   bits.vec = vec;
-  *reinterpret_cast<VecWord<T, kSize>*>(to) = bits.word;
+  store_word(reinterpret_cast<VecWord<T, kSize>*>(to), bits.word);
 }
 template <int kSize, class T>
 __device__ inline void store_streaming(T* to, Vec<T, kSize> vec) {
@@ -55,6 +55,25 @@ template <class T, int kSize>
 __device__ inline void widen(const Vec<T, kSize>& vec, float (&value)[kSize]) {
 #pragma unroll
   for (int i = 0; i < kSize; ++i) value[i] = to_float(vec.item[i]);
+}
+// In pairs: one instruction an element, as the upper half of a word needs no shift.
+template <int kSize>
+__device__ inline void widen(const Vec<bfloat16, kSize>& vec, float (&value)[kSize]) {
+  if constexpr (kSize % 2 == 1) {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) value[i] = to_float(vec.item[i]);
+  } else {
+    union {
+      Vec<bfloat16, kSize> vec;
+      uint32_t pair[kSize / 2];
+    } bits;
+    bits.vec = vec;
+#pragma unroll
+    for (int i = 0; i < kSize / 2; ++i) {
+      value[2 * i] = bits_as_float(bits.pair[i] << 16);
+      value[2 * i + 1] = bits_as_float(bits.pair[i] & 0xffff0000u);
+    }
+  }
 }
 
 template <class T, int kSize>

@@ -464,7 +464,8 @@ class _fused_qk_norm_rope:
 
         ``x / sqrt(mean(x**2) + eps) * weight`` over each head, then its first rot_dim values rotated by
         the token's position: pairs (a, b), at (i, i + rot_dim / 2) in the neox style and (2i, 2i + 1)
-        otherwise, become ``(a*cos - b*sin, b*cos + a*sin)``. In float32, rounded once.
+        otherwise, become ``(a*cos - b*sin, b*cos + a*sin)``. In float32, rounded once. On other devices
+        than the CPU a token whose position is outside of the cache stays as it is.
 
         Shapes:
             qkv: (T, (num_heads_q + num_heads_k + num_heads_v) * head_dim), float32, bfloat16 or
@@ -534,6 +535,8 @@ class _fused_qk_norm_rope_store_kv:
         cos_sin_cache: Tensor,
         is_neox: bool,
         positions: Tensor,
+        k_scale: Tensor | float = 1.0,
+        v_scale: Tensor | float = 1.0,
         *,
         backend: str | None = None,
     ) -> None:
@@ -542,24 +545,29 @@ class _fused_qk_norm_rope_store_kv:
         Query and key heads as in fused_qk_norm_rope: ``x / sqrt(mean(x**2) + eps) * weight``, then the
         first rot_dim values rotated by the token's position, in float32, rounded once. Only the query
         is written back to qkv; the key goes to ``k_cache[slot_mapping[t]]`` and the value, bit for bit,
-        to ``v_cache[slot_mapping[t]]``. A negative slot marks a padding token, which is not stored; of
-        tokens that share a slot one wins, unspecified which.
+        to ``v_cache[slot_mapping[t]]``. Into float8 caches they go as ``key * (1 / k_scale)``, clamped
+        to the type's largest value and rounded once. A negative slot marks a padding token, which is
+        not stored; of tokens that share a slot one wins, unspecified which. On other devices than the
+        CPU a token whose position is outside of the cache of angles is left as it is and not stored,
+        and one whose slot is beyond the cache is not stored.
 
         Shapes:
             qkv: (T, (num_heads_q + num_heads_k + num_heads_v) * head_dim), float32, bfloat16 or
                 float16; last dimension contiguous; its query part is written
             k_cache: (slots, num_heads_k * head_dim) or (slots, num_heads_k, head_dim), dtype of qkv,
-                rows dense, row stride free; written
-            v_cache: the same with num_heads_v; written
+                float8_e4m3fn or float8_e5m2, rows dense, row stride free; written
+            v_cache: the same with num_heads_v, dtype of k_cache; written
             slot_mapping: (T,), int32 or int64, each below slots
             q_weight: (head_dim,), dtype of qkv
             k_weight: (head_dim,), dtype of qkv
             cos_sin_cache: (max_position, rot_dim), cosines then sines, float32 or dtype of qkv; rot_dim
                 is even and at most head_dim
             positions: (T,), int32 or int64, each below max_position
+            k_scale: one float, or (1,) float32, positive; only with float8 caches
+            v_scale: the same for the value
 
         Raises:
-            ValueError: a shape, or on the CPU a position or slot, does not fit.
+            ValueError: a shape, a scale, or on the CPU a position or slot, does not fit.
             TypeError: dtypes differ, or positions or slot_mapping hold no integers.
 
         Source: Qwen3 Technical Report, arXiv:2505.09388
@@ -580,6 +588,8 @@ class _fused_qk_norm_rope_store_kv:
         cos_sin_cache: Tensor,
         is_neox: bool,
         positions: Tensor,
+        k_scale: Tensor | float = 1.0,
+        v_scale: Tensor | float = 1.0,
         *,
         backend: str | None = None,
     ) -> Callable[..., None]: ...
@@ -599,6 +609,8 @@ class _fused_qk_norm_rope_store_kv:
         cos_sin_cache: Tensor,
         is_neox: bool,
         positions: Tensor,
+        k_scale: Tensor | float = 1.0,
+        v_scale: Tensor | float = 1.0,
         *,
         backend: str | None = None,
     ) -> Decision: ...
@@ -1218,7 +1230,7 @@ class _mrope:
         i < 3 * section_h with i % 3 == 1, width those i < 3 * section_w with i % 3 == 2, time the rest.
         Pairs (a, b), at (i, i + rot_dim / 2) in the neox style and (2i, 2i + 1) otherwise, become
         ``(a*cos - b*sin, b*cos + a*sin)``, in float32, rounded once; behind rot_dim a head stays as it
-        is.
+        is, and so does on other devices than the CPU a token with a position outside of the cache.
 
         Shapes:
             positions: (3, T), int32 or int64, each below max_position
@@ -1690,7 +1702,8 @@ class _rotary_embedding:
         """Rotate pairs ``(a, b)`` of each head to ``(a*cos - b*sin, b*cos + a*sin)``, in place.
 
         Computed in float32 and rounded once. A pair is (i, i + rot_dim / 2) in the neox style and
-        (2i, 2i + 1) otherwise; the rest of a head behind rot_dim stays as it is.
+        (2i, 2i + 1) otherwise; the rest of a head behind rot_dim stays as it is, and so does on other
+        devices than the CPU a token whose position is outside of the cache.
 
         Shapes:
             positions: (T,), int32 or int64, each below max_position
@@ -1938,24 +1951,32 @@ class _store_kv_cache:
         slot_mapping: Tensor,
         k: Tensor,
         v: Tensor,
+        k_scale: Tensor | float = 1.0,
+        v_scale: Tensor | float = 1.0,
         *,
         backend: str | None = None,
     ) -> None:
-        """In place: ``k_cache[slot_mapping[t]] = k[t]`` and the same for v.
+        """In place: ``k_cache[slot_mapping[t]] = k[t]`` and the same for v, quantised to a float8 cache.
 
-        Copied bit for bit. A negative slot marks a padding token, which is skipped; of tokens that
-        share a slot one wins, unspecified which.
+        Rows of the caches' dtype are copied bit for bit and take no scale. Float rows go into float8
+        caches as ``k * (1 / k_scale)``, in float32, clamped to the type's largest value and rounded
+        once, half to even; NaN stays NaN. A negative slot marks a padding token, which is skipped, as
+        is on other devices than the CPU a slot beyond the cache; of tokens that share a slot one wins,
+        unspecified which.
 
         Shapes:
             k_cache: (slots, ...), rows dense, row stride free; written
             v_cache: (slots, ...), dtype of k_cache; written
             slot_mapping: (T,), int32 or int64, each below slots
-            k: (T, ...) with the row shape and dtype of k_cache
-            v: (T, ...) with the row shape and dtype of v_cache
+            k: (T, ...) with the row shape of k_cache and its dtype, or float32, bfloat16 or float16
+                where k_cache is float8_e4m3fn or float8_e5m2
+            v: (T, ...) with the row shape of v_cache, dtype of k
+            k_scale: one float, or (1,) float32, positive; only where k is quantised
+            v_scale: the same for v
 
         Raises:
-            ValueError: a shape, or on the CPU a slot, does not fit.
-            TypeError: dtypes differ, or slot_mapping holds no integers.
+            ValueError: a shape, a scale, or on the CPU a slot, does not fit.
+            TypeError: dtypes do not go together, or slot_mapping holds no integers.
 
         Source: Efficient Memory Management for LLM Serving with PagedAttention, arXiv:2309.06180
         """
@@ -1966,6 +1987,8 @@ class _store_kv_cache:
         slot_mapping: Tensor,
         k: Tensor,
         v: Tensor,
+        k_scale: Tensor | float = 1.0,
+        v_scale: Tensor | float = 1.0,
         *,
         backend: str | None = None,
     ) -> Callable[..., None]: ...
@@ -1976,6 +1999,8 @@ class _store_kv_cache:
         slot_mapping: Tensor,
         k: Tensor,
         v: Tensor,
+        k_scale: Tensor | float = 1.0,
+        v_scale: Tensor | float = 1.0,
         *,
         backend: str | None = None,
     ) -> Decision: ...

@@ -20,15 +20,40 @@ class Code(str, enum.Enum):
     DENIED = "denied"
     ABSENT = "not installed"
     FAILED = "failed to load"
+    CRASHED = "crashed"
     INTERFACE = "interface"
     DEVICE = "device"
     ARCH = "arch"
     RUNTIME = "runtime"
+    CONFORMANCE = "conformance"
     DTYPE = "dtype"
     LAYOUT = "layout"
     PROPERTY = "property"
     PREDICATE = "shape"
     UNSUPPORTED = "on_unsupported"
+
+    @property
+    def meaning(self) -> str:
+        """When the code is used, in a sentence."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    Code.DENIED: "the policy excludes the backend, or allows only others.",
+    Code.ABSENT: "the policy names a backend that is not installed or has no kernel for the op.",
+    Code.FAILED: "the plugin is broken or not complete here; the others stay in service.",
+    Code.CRASHED: "loading the plugin in a child process ended it, hung, or changed torch's state.",
+    Code.INTERFACE: "the plugin was built for another opmux, torch or interface of the op.",
+    Code.DEVICE: "the tensors are on a device that the backend does not serve.",
+    Code.ARCH: "the kernel is for another instruction set or generation of the device.",
+    Code.RUNTIME: "a driver, a library or a feature of this host is missing or too old.",
+    Code.CONFORMANCE: "the policy asks for a conformance report that the backend does not have.",
+    Code.DTYPE: "the kernel does not claim the dtype of the leading tensor.",
+    Code.LAYOUT: "the kernel needs dense tensors, and one is not.",
+    Code.PROPERTY: "the policy requires a property that the kernel does not guarantee.",
+    Code.PREDICATE: "the kernel's own predicate refuses a shape or an argument.",
+    Code.UNSUPPORTED: "the kernel fits, but on_unsupported keeps it from standing in for another.",
+}
 
 
 @dataclass(frozen=True)
@@ -120,8 +145,9 @@ class Kernel:
         archs: the values of ``Capability.arch`` that it runs on; empty means all.
         layout: ``"rows"`` needs a contiguous last dimension, ``"contiguous"`` dense tensors.
         properties: what it guarantees.
-        fn: a Python callable in destination-passing form (inputs in schema order, then outputs);
-            None when the backend's native library implements it.
+        fn: a Python callable in destination-passing form (inputs in schema order, then outputs),
+            or its name as ``"module:attribute"``, imported when the backend is loaded; None when
+            the backend's native library implements it. :mod:`opmux.adapt` has other conventions.
         symbol: the native symbol, when it is not the name of the op.
     """
 
@@ -131,7 +157,7 @@ class Kernel:
     archs: tuple[str, ...] = ()
     layout: str = "rows"
     properties: frozenset[Property] = frozenset(Property)
-    fn: Callable[..., None] | None = None
+    fn: Callable[..., None] | str | None = None
     symbol: str = ""
 
     def __post_init__(self) -> None:
@@ -143,7 +169,8 @@ class Kernel:
         if not isinstance(self.tier, Tier):
             raise TypeError(f"Kernel: tier must be a Tier, got {self.tier!r}")
         for name, value in (("rejects", self.rejects), ("fn", self.fn)):
-            if value is not None and not callable(value):
+            named = name == "fn" and isinstance(value, str) and value.count(":") == 1
+            if value is not None and not callable(value) and not named:
                 raise TypeError(f"Kernel: {name} must be callable, got {value!r}")
 
     @property
@@ -165,6 +192,8 @@ class Backend:
         device: the torch device type of its tensors (``cpu``, ``cuda``, ...).
         kernels: op name -> kernel, or several kernels with different symbols.
         library: the native library that implements the kernels without ``fn``.
+        extension: the CPython extension module (pybind11, nanobind) that the kernels' ``fn`` call.
+            The loader imports it after the handshake, so that nothing native runs before.
         check_host: says why the library must not be loaded on this host, else None. It runs before
             the library is touched.
         probe: describes one device, given it and what the library's ``opmux_info`` said; called
@@ -175,6 +204,7 @@ class Backend:
     device: str
     kernels: Mapping[str, Kernel | tuple[Kernel, ...]] = field(default_factory=dict)
     library: Path | None = None
+    extension: str = ""
     check_host: Callable[[], Reason | None] | None = None
     probe: Callable[[torch.device, Mapping[str, Any]], Capability] = _any_device
 

@@ -2,30 +2,36 @@
 """Load backends so that one bad plugin never hurts the others.
 
 Entry points of group ``opmux.backends``, sorted by (distribution, name) -> static manifest, read
-without importing -> deny list -> handshake -> import and hook in a transaction -> commit, or keep
-the failure. pluggy carries the hook; its own entry-point loader is not used, because one broken
-wheel makes it raise half-way.
+without importing -> deny list -> handshake -> a child process, when the plugin is new here ->
+import and hook in a transaction -> commit, or keep the failure. pluggy carries the hook; its own
+entry-point loader is not used, because one broken wheel makes it raise half-way.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
+import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
 import torch
 
-from opmux import hookspecs, manifest, policy
+from opmux import digest, hookspecs, manifest, policy
 from opmux.kernel import Backend, Capability, Code, Kernel, Reason
+
+if TYPE_CHECKING:
+    from opmux.quarantine import Verdict
+    from opmux.record import Record
 
 GROUP = "opmux.backends"
 
@@ -56,6 +62,8 @@ class Loaded:
     namespace: str
     info: Mapping[str, Any]
     refused: Mapping[str, Reason]
+    tried: Verdict | None = None  # how it fared in a child process
+    module: str = ""  # of the entry point
     _capabilities: dict[torch.device, Capability] = field(default_factory=dict)
     _overloads: dict[str, Callable[..., Any]] = field(default_factory=dict)
 
@@ -63,6 +71,13 @@ class Loaded:
     def name(self) -> str:
         """The backend's name."""
         return self.backend.name
+
+    @cached_property
+    def conformance(self) -> Record:
+        """What the backend's conformance report says; read when a policy or a person asks."""
+        from opmux import record
+
+        return record.read(self.module, self.backend)
 
     def capability(self, device: torch.device) -> Capability:
         """Return what the backend's probe says of a device; asked once."""
@@ -105,10 +120,13 @@ class Registry:
                     yield loaded, kernel
 
 
-class _Refused(Exception):
-    def __init__(self, code: Code, sentence: str, remedy: str = "") -> None:
+class RefusedError(Exception):
+    """A plugin is not taken into service; ``reason`` says why."""
+
+    def __init__(self, code: Code, sentence: str, remedy: str = "", detail: str = "") -> None:
         super().__init__(sentence)
         self.reason = Reason(code, sentence, remedy)
+        self.detail = detail
 
 
 _lock = threading.RLock()
@@ -181,6 +199,8 @@ def _dist(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
 
 
 def _load_all(found: Iterable[importlib.metadata.EntryPoint | Failure]) -> Registry:
+    from opmux import quarantine
+
     denied = policy.denied_at_load()
     backends: list[Loaded] = []
     entries: list[importlib.metadata.EntryPoint] = []
@@ -189,16 +209,21 @@ def _load_all(found: Iterable[importlib.metadata.EntryPoint | Failure]) -> Regis
         failed.append(item) if isinstance(item, Failure) else entries.append(item)
     # A distribution found twice on sys.path is one plugin, not two.
     unique = {(_dist(e)[0], e.name, e.value): e for e in entries}
-    for (dist, name, _), entry in sorted(unique.items()):
+    wanted = [(dist, entry) for (dist, _, _), entry in sorted(unique.items())]
+    tried = quarantine.try_all([e for _, e in wanted if e.name not in denied and _may_load(e)])
+    for dist, entry in wanted:
+        name = entry.name
         if name in denied:
             reason = Reason(Code.DENIED, "excluded by OPMUX_BACKENDS or opmux.toml, not loaded")
             failed.append(Failure(name, dist, reason))
             continue
         try:
-            loaded = _load_one(entry, backends)
-        except _Refused as refusal:
-            failed.append(Failure(name, dist, refusal.reason))
-        except (Exception, SystemExit) as error:
+            loaded = _load_one(entry, tried.get((name, entry.value)), backends)
+        except RefusedError as refusal:
+            failed.append(Failure(name, dist, refusal.reason, detail=refusal.detail))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may raise what no one would
             reason = Reason(Code.FAILED, f"{type(error).__name__}: {_first_line(error)}")
             failed.append(Failure(name, dist, reason, detail=traceback.format_exc()))
         else:
@@ -211,61 +236,111 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0]
 
 
-def _load_one(entry: importlib.metadata.EntryPoint, before: list[Loaded]) -> Loaded:
+def _may_load(entry: importlib.metadata.EntryPoint) -> bool:
+    """Whether a plugin gets past what is read without importing it; loading it says why not."""
+    from opmux import __version__
+
+    try:
+        check_versions(_read_manifest(entry), __version__, torch.__version__)
+    except Exception:
+        return False
+    return True
+
+
+def _load_one(
+    entry: importlib.metadata.EntryPoint, tried: Verdict | None, before: list[Loaded]
+) -> Loaded:
     """Take one plugin through the handshake; raises, and leaves nothing behind, when it fails."""
-    dist, version = _dist(entry)
+    from opmux import __version__, process_state, quarantine
+
     static = _read_manifest(entry)
-    _check_versions(static)
+    check_versions(static, __version__, torch.__version__)
+    tried = tried or quarantine.try_out(entry)
+    why = tried.reason()
+    if why is not None:
+        raise RefusedError(why.code, why.sentence, why.remedy, tried.detail)
+    if tried.outcome == "ok":
+        loaded = take(entry, static, before)
+    else:  # no child has seen what loading it changes
+        settings = process_state.snapshot()
+        try:
+            loaded = take(entry, static, before)
+        finally:
+            changed = "; ".join(process_state.restore(settings))
+        if changed:
+            for name, kernel in loaded.backend.items():
+                _undefine(f"{loaded.namespace}::{kernel.symbol or name}")
+            why = quarantine.changes(changed)
+            raise RefusedError(why.code, why.sentence, why.remedy)
+    loaded.tried = tried
+    return loaded
+
+
+def take(
+    entry: importlib.metadata.EntryPoint, static: manifest.Manifest, before: Iterable[Loaded]
+) -> Loaded:
+    """Import a plugin, load its library and define its ops; the part that can crash."""
+    from opmux.op import all_ops
+
+    dist, version = _dist(entry)
+    backend = hook(entry)
+    _check_backend(entry, static, backend)
+    for other in before:
+        if other.name == backend.name:
+            raise RefusedError(
+                Code.INTERFACE,
+                f"the name {backend.name!r} is taken by {other.dist}",
+                f"uninstall {dist} or {other.dist}",
+            )
+    core = {name: op.schema_hash for name, op in all_ops().items()}
+    refused = refused_ops(static, backend, core)
+    why = backend.check_host() if backend.check_host else None
+    if why is not None:
+        raise RefusedError(why.code, why.sentence, why.remedy)
+    namespace = f"opmux_{backend.name}"
+    info: Mapping[str, Any] = {}
+    if backend.library is not None:
+        _check_digest(static, backend.library)
+        info = _register_native(backend, namespace, refused)
+    if backend.extension:
+        _import_extension(static, backend.extension)
+    _define(backend, namespace, refused)
+    return Loaded(backend, dist, version, namespace, info, refused, module=entry.module)
+
+
+def hook(entry: importlib.metadata.EntryPoint) -> Backend:
+    """Import a plugin and return what its hook says; loads no library and touches no device."""
     plugins = pluggy.PluginManager("opmux")
     plugins.add_hookspecs(hookspecs)
     plugins.register(entry.load(), name=entry.name)
     plugins.check_pending()  # a misspelt hook is an error, not silence
     found = plugins.hook.opmux_backend()
     if len(found) != 1 or not isinstance(found[0], Backend):
-        raise _Refused(
+        raise RefusedError(
             Code.INTERFACE,
             f"its opmux_backend hook must return one Backend, got {found!r}",
             "implement opmux_backend with @opmux.hookimpl",
         )
-    backend = found[0]
-    _check_backend(entry, static, backend)
-    for other in before:
-        if other.name == backend.name:
-            raise _Refused(
-                Code.INTERFACE,
-                f"the name {backend.name!r} is taken by {other.dist}",
-                f"uninstall {dist} or {other.dist}",
-            )
-    refused = _check_ops(static, backend)
-    why = backend.check_host() if backend.check_host else None
-    if why is not None:
-        raise _Refused(why.code, why.sentence, why.remedy)
-    namespace = f"opmux_{backend.name}"
-    info: Mapping[str, Any] = {}
-    if backend.library is not None:
-        _check_digest(static, backend.library)
-        info = _register_native(backend, namespace, refused)
-    _define(backend, namespace, refused)
-    return Loaded(backend, dist, version, namespace, info, refused)
+    backend: Backend = found[0]
+    return backend
 
 
 def _read_manifest(entry: importlib.metadata.EntryPoint) -> manifest.Manifest:
     try:
         return manifest.find(entry.module)
     except manifest.ManifestError as error:
-        raise _Refused(Code.INTERFACE, str(error), error.remedy) from None
+        raise RefusedError(Code.INTERFACE, str(error), error.remedy) from None
 
 
-def _check_versions(static: manifest.Manifest) -> None:
-    from opmux import __version__
-
+def check_versions(static: manifest.Manifest, opmux: str, torch_version: str) -> None:
+    """Refuse a plugin that was not made for this core and this torch."""
     for what, have, (low, below) in (
-        ("opmux", __version__, static.opmux), ("torch", torch.__version__, static.torch),
+        ("opmux", opmux, static.opmux), ("torch", torch_version, static.torch),
     ):  # fmt: skip
         version = torch.torch_version.TorchVersion(have)
         if version < low or (below and version >= below):
             wanted = f"{what} >= {low}" + (f", < {below}" if below else "")
-            raise _Refused(
+            raise RefusedError(
                 Code.INTERFACE, f"it needs {wanted}, this is {have}", f'pip install "{wanted}"'
             )
 
@@ -274,16 +349,18 @@ def _check_backend(
     entry: importlib.metadata.EntryPoint, static: manifest.Manifest, backend: Backend
 ) -> None:
     if not backend.name.isidentifier() or backend.name in ("reference", "core"):
-        raise _Refused(Code.INTERFACE, f"backend name {backend.name!r} is not allowed")
+        raise RefusedError(Code.INTERFACE, f"backend name {backend.name!r} is not allowed")
     names = (("entry point", entry.name, backend.name), ("manifest", static.backend, backend.name),
              ("manifest's device", static.device, backend.device))  # fmt: skip
     for what, said, is_ in names:
         if said != is_:
-            raise _Refused(Code.INTERFACE, f"the {what} says {said!r}, the backend says {is_!r}")
+            raise RefusedError(
+                Code.INTERFACE, f"the {what} says {said!r}, the backend says {is_!r}"
+            )
     claimed, real = set(static.ops), set(backend.kernels)
     if claimed != real:
         differing = ", ".join(sorted(claimed ^ real))
-        raise _Refused(
+        raise RefusedError(
             Code.INTERFACE,
             f"manifest and backend disagree about ops: {differing}",
             "build the manifest again",
@@ -291,33 +368,32 @@ def _check_backend(
     symbols: set[str] = set()
     for name, kernel in backend.items():
         if not isinstance(kernel, Kernel):
-            raise _Refused(Code.INTERFACE, f"{name}: {kernel!r} is not a Kernel")
+            raise RefusedError(Code.INTERFACE, f"{name}: {kernel!r} is not a Kernel")
         symbol = kernel.symbol or name
         if symbol in symbols or not symbol.isidentifier():
             what = "is the symbol of two kernels" if symbol in symbols else "is no identifier"
-            raise _Refused(Code.INTERFACE, f"{name}: {symbol!r} {what}")
+            raise RefusedError(Code.INTERFACE, f"{name}: {symbol!r} {what}")
         symbols.add(symbol)
         if kernel.fn is None and backend.library is None:
-            raise _Refused(Code.INTERFACE, f"{name}: neither fn nor library implements it")
+            raise RefusedError(Code.INTERFACE, f"{name}: neither fn nor library implements it")
 
 
-def _check_ops(static: manifest.Manifest, backend: Backend) -> dict[str, Reason]:
-    """Return the ops whose meaning differs from this core's; the others go into service."""
+def refused_ops(
+    static: manifest.Manifest, backend: Backend, core: Mapping[str, str]
+) -> dict[str, Reason]:
+    """Return the ops whose meaning differs from that of a core, which ``core`` holds as digests."""
     from opmux.dispatch import unknown
-    from opmux.op import all_ops
 
-    ops = all_ops()
     refused = {}
     for name in backend.kernels:
-        if name not in ops:
+        if name not in core:
             refused[name] = Reason(
-                Code.INTERFACE, unknown("op", name, ops), "upgrade opmux or the backend"
+                Code.INTERFACE, unknown("op", name, core), "upgrade opmux or the backend"
             )
-        elif static.ops[name] != ops[name].schema_hash:
+        elif static.ops[name] != core[name]:
             refused[name] = Reason(
                 Code.INTERFACE,
-                f"built for interface {static.ops[name]} of {name}, "
-                f"this core has {ops[name].schema_hash}",
+                f"built for interface {static.ops[name]} of {name}, this core has {core[name]}",
                 "install matching versions of opmux and the backend",
             )
     return refused
@@ -325,13 +401,28 @@ def _check_ops(static: manifest.Manifest, backend: Backend) -> dict[str, Reason]
 
 def _check_digest(static: manifest.Manifest, library: Path) -> None:
     if not library.is_file():
-        raise _Refused(Code.FAILED, f"library {library.name} is missing", "install the wheel again")
-    if hashlib.sha256(library.read_bytes()).hexdigest() != static.sha256:
-        raise _Refused(
+        raise RefusedError(
+            Code.FAILED, f"library {library.name} is missing", "install the wheel again"
+        )
+    if digest.sha256(library) != static.sha256:
+        raise RefusedError(
             Code.FAILED,
             f"library {library.name} is not the one that its manifest names",
             "install the wheel again",
         )
+
+
+def _import_extension(static: manifest.Manifest, module: str) -> None:
+    """Import the extension module that a backend's callables use, if it is the manifest's."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise RefusedError(
+            Code.FAILED,
+            f"extension module {module} does not exist",
+            f"install the wheel for CPython {platform.python_version()}",
+        )
+    _check_digest(static, Path(spec.origin))
+    importlib.import_module(module)
 
 
 def _register_native(
@@ -351,14 +442,14 @@ def _register_native(
     try:
         library = ctypes.CDLL(str(backend.library))
     except OSError as error:
-        raise _Refused(
+        raise RefusedError(
             Code.FAILED,
             str(error),
             f"torch {torch.__version__} on {platform.machine()} cannot load it",
         ) from None
     for name in ("opmux_interface", "opmux_register", "opmux_info"):
         if not hasattr(library, name):
-            raise _Refused(Code.INTERFACE, f"library {backend.library} does not export {name}")
+            raise RefusedError(Code.INTERFACE, f"library {backend.library} does not export {name}")
         getattr(library, name).restype = ctypes.c_char_p
     has = {line.split("(")[0]: line for line in library.opmux_interface().decode().split()}
     ops = all_ops()
@@ -369,11 +460,13 @@ def _register_native(
         wanted = ops[op_name].interface.replace(op_name, symbol, 1)
         if has.get(symbol) != wanted:
             got = has.get(symbol, "nothing")
-            raise _Refused(Code.INTERFACE, f"the library implements {got}, core defines {wanted}")
+            raise RefusedError(
+                Code.INTERFACE, f"the library implements {got}, core defines {wanted}"
+            )
     library.opmux_register.argtypes = [ctypes.c_char_p]
     error_text = library.opmux_register(namespace.encode())
     if error_text:
-        raise _Refused(Code.RUNTIME, error_text.decode())
+        raise RefusedError(Code.RUNTIME, error_text.decode())
     _native[key] = json.loads(library.opmux_info().decode())
     return _native[key]
 
@@ -396,12 +489,22 @@ def _define(backend: Backend, namespace: str, refused: Mapping[str, Reason]) -> 
             made.append(qualified)
             library.define(symbol + ops[op_name].schema)
             if kernel.fn is not None:
-                library.impl(symbol, ops[op_name].checked(kernel.fn), key)
+                fn = _named(kernel.fn) if isinstance(kernel.fn, str) else kernel.fn
+                library.impl(symbol, ops[op_name].checked(fn), key)
             torch.library.register_fake(qualified, _fake, lib=library)
     except BaseException:
         for qualified in made:
             _undefine(qualified)
         raise
+
+
+def _named(name: str) -> Callable[..., Any]:
+    """Import the callable that ``"module:attribute"`` names."""
+    module, _, attribute = name.partition(":")
+    fn = getattr(importlib.import_module(module), attribute)
+    if not callable(fn):
+        raise TypeError(f"{name} is {fn!r}, not a callable")
+    return cast("Callable[..., Any]", fn)
 
 
 def _undefine(qualified: str) -> None:

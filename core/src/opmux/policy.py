@@ -32,6 +32,7 @@ class Settings:
     backends: tuple[str, ...] = ("*",)
     on_unsupported: str = "next"
     require: tuple[str, ...] = ()
+    require_conformance: int | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -46,7 +47,12 @@ class Settings:
         return wanted or ("*",)
 
 
-_DEFAULTS = {"backends": ("*",), "on_unsupported": "next", "require": ()}
+_DEFAULTS = {
+    "backends": ("*",),
+    "on_unsupported": "next",
+    "require": (),
+    "require_conformance": None,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +117,11 @@ def _clean(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
                 )
             out[key] = value
             continue
+        if key == "require_conformance":
+            if isinstance(value, bool) or value not in range(9):
+                raise ValueError(f"{origin}: {key} must be a level from 0 to 8, got {value!r}")
+            out[key] = value
+            continue
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, Sequence) or not all(isinstance(i, str) for i in items):
             raise TypeError(f"{origin}: {key} must be names, got {value!r}")
@@ -172,10 +183,13 @@ def base() -> tuple[Layer, ...]:
                 }
             for variable, key in (
                 ("OPMUX_BACKENDS", "backends"), ("OPMUX_ON_UNSUPPORTED", "on_unsupported"),
+                ("OPMUX_REQUIRE_CONFORMANCE", "require_conformance"),
             ):  # fmt: skip
                 text = os.environ.get(variable)
                 if text:
-                    value = text.split(",") if key == "backends" else text
+                    value: Any = text.split(",") if key == "backends" else text
+                    if key == "require_conformance" and text.isdigit():
+                        value = int(text)
                     layers.append(_layer("environment", variable, {key: value}))
             _state.base = tuple(layers)
         return _state.base
@@ -280,6 +294,7 @@ def configure(
     *backends: str,
     on_unsupported: str | None = None,
     require: Sequence[str] | None = None,
+    require_conformance: int | None = None,
     ops: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Set the policy of the process; without arguments, remove what was configured.
@@ -289,14 +304,16 @@ def configure(
         on_unsupported: when the preferred kernel refuses a call: ``"next"`` takes the next one,
             ``"reference"`` the reference, ``"raise"`` raises NoKernelError.
         require: properties that a kernel must have, e.g. ``["deterministic"]``.
+        require_conformance: the level that a backend's conformance report must reach, 0 to 8.
         ops: settings for single ops: ``{"rmsnorm": {"backends": ["reference"]}}``.
 
     Raises:
         ValueError: an unknown backend, property or value.
     """
     values = _given(
-        backends=backends or None, on_unsupported=on_unsupported, require=require, ops=ops
-    )
+        backends=backends or None, on_unsupported=on_unsupported, require=require,
+        require_conformance=require_conformance, ops=ops,
+    )  # fmt: skip
     layer = _layer("configure()", "configure()", values) if values else None
     _check_names([layer] if layer else [])
     with _state.lock:
@@ -315,6 +332,7 @@ def use(
     model: str | None = None,
     on_unsupported: str | None = None,
     require: Sequence[str] | None = None,
+    require_conformance: int | None = None,
     ops: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[None]:
     """Set the policy for a block, in this thread or task only; arguments as in configure().
@@ -322,8 +340,9 @@ def use(
     ``model`` puts the settings of ``[models.NAME]`` in opmux.toml in force.
     """
     values = _given(
-        backends=backends or None, on_unsupported=on_unsupported, require=require, ops=ops
-    )
+        backends=backends or None, on_unsupported=on_unsupported, require=require,
+        require_conformance=require_conformance, ops=ops,
+    )  # fmt: skip
     layers = [_layer("use()", "use()", values)] if values else []
     base()
     if model is not None:

@@ -120,6 +120,18 @@ def _interface(b: loader.Loaded, k: Kernel, s: Signature, _: Settings) -> Reason
     return b.refused.get(s.op)
 
 
+def _conformance(b: loader.Loaded, k: Kernel, s: Signature, settings: Settings) -> Reason | None:
+    wanted = settings.require_conformance
+    if wanted is None or b.conformance.level >= wanted:
+        return None
+    origin = settings.origins.get("require_conformance", "the policy")
+    return Reason(
+        Code.CONFORMANCE,
+        f"{b.conformance.sentence}; {origin} requires level {wanted}",
+        f"run opmux conform {b.name} --level {wanted}, or install a version that ships its report",
+    )
+
+
 def _device(b: loader.Loaded, k: Kernel, s: Signature, _: Settings) -> Reason | None:
     if s.device.type == b.backend.device:
         return None
@@ -188,7 +200,7 @@ def _predicate(b: loader.Loaded, k: Kernel, s: Signature, _: Settings) -> Reason
     return Reason(Code.PREDICATE, f"its predicate returned {sentence!r}, not a sentence or None")
 
 
-HOST_GATES: tuple[Gate, ...] = (_interface, _device, _runtime, _arch)
+HOST_GATES: tuple[Gate, ...] = (_interface, _conformance, _device, _runtime, _arch)
 CALL_GATES: tuple[Gate, ...] = (_dtype, _layout, _property, _predicate)
 
 
@@ -273,10 +285,18 @@ def _without_kernel(op: Op, registry: loader.Registry, settings: Settings) -> li
     return found
 
 
-def evaluate(op: Op, signature: Signature, effective: Callable[[str], Settings]) -> Decision:
-    """Choose the kernel for a signature; a pure function of registry, policy, host, signature."""
+def evaluate(
+    op: Op,
+    signature: Signature,
+    effective: Callable[[str], Settings],
+    registry: loader.Registry | None = None,
+) -> Decision:
+    """Choose the kernel for a signature; a pure function of registry, policy, host, signature.
+
+    ``registry`` may be that of another host, from :mod:`opmux.hosts`.
+    """
     settings = effective(op.name)
-    registry = loader.load()
+    registry = loader.load() if registry is None else registry
     judged = [
         _judge(loaded, kernel, signature, settings) for loaded, kernel in registry.kernels(op.name)
     ]

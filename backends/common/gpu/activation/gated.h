@@ -18,9 +18,9 @@ using LaunchGated = void(const GatedRows& rows, Stream stream);
 template <class F>
 struct Gated {
   template <class T, int kSize>
-  static __device__ void load(const T* x, int64_t d, Vec<T, kSize> (&in)[2]) {
-    in[0] = load_streaming<kSize>(x);
-    in[1] = load_streaming<kSize>(x + d);
+  static __device__ void read(const T* x, int64_t d, Vec<T, kSize> (&in)[2]) {
+    in[0] = load<kSize>(x);
+    in[1] = load<kSize>(x + d);
   }
   static __device__ float compute(float gate, float up) { return F{}(gate, up); }
 };

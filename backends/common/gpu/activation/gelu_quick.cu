@@ -11,8 +11,8 @@ void launch_gelu_quick(const Plane<2>& rows, int64_t d, FloatType type, Stream s
 #if OPMUX_KERNEL
 struct GeluQuick {
   template <class T, int kSize>
-  static __device__ void load(const T* x, int64_t, Vec<T, kSize> (&in)[1]) {
-    in[0] = load_streaming<kSize>(x);
+  static __device__ void read(const T* x, int64_t, Vec<T, kSize> (&in)[1]) {
+    in[0] = load<kSize>(x);
   }
   static __device__ float compute(float v) { return v * sigmoid(1.702f * v); }
 };

@@ -21,68 +21,80 @@ struct MaskedArgs {
   GroupQuantArgs group;
   int64_t x_expert, q_expert, scale_expert;
   const int32_t* counts;
+  int64_t experts;
+  int at_a_time;  // experts whose slots are counted together
   int64_t first_token;
-  uint32_t blocks_of_expert;
 };
 
-// The blocks of an expert share its tokens, however many there are: the host knows only the most.
+constexpr int kBlocksOfProcessor = 5;
+
+// The slots of the experts are one sequence, of which every block takes an equal share: the host
+// knows only the most tokens that an expert may have.
 template <class T, class Q, class Grouping>
-__global__ void __launch_bounds__(kGroupQuantThreads) masked_group_quant_kernel(MaskedArgs m) {
-  constexpr uint32_t kGroups = kGroupQuantThreads / Grouping::kLanes;
+__global__ void __launch_bounds__(kGroupQuantThreads, kBlocksOfProcessor)
+    masked_group_quant_kernel(MaskedArgs m) {
+  constexpr int kGroups = kGroupQuantThreads / Grouping::kLanes;
+  __shared__ Shared<uint32_t, kGroupQuantThreads> ends;  // where each expert's slots end
+  __shared__ Shared<uint32_t, kMaxWarps> scratch;
   wait_for_previous();
   let_next_start();
-  const uint32_t expert = blockIdx.x / m.blocks_of_expert;
-  const uint32_t block = blockIdx.x - expert * m.blocks_of_expert;
-  const int64_t count = static_cast<int64_t>(m.counts[expert]) - m.first_token;
-  GroupQuantArgs a = m.group;
-  if (count < a.scales.tokens) a.scales.tokens = count < 0 ? 0 : count;
-  a.x = static_cast<const T*>(a.x) + expert * m.x_expert;
-  a.q += expert * m.q_expert;
-  a.scales.data = static_cast<float*>(a.scales.data) + expert * m.scale_expert;
-  const uint32_t slots = static_cast<uint32_t>(a.scales.tokens) * a.slots_of_token.divisor;
-  for (uint32_t first = block * kGroups; first < slots; first += m.blocks_of_expert * kGroups) {
-    quantize_slot<SiluAndMulValue, T, Q, Grouping>(a, first + threadIdx.x / Grouping::kLanes,
-                                                   slots);
+  const int thread = static_cast<int>(threadIdx.x);
+  const uint32_t slots_of_token = m.group.slots_of_token.divisor, most = m.group.tokens;
+  const auto slots_of = [&](int64_t expert) {
+    const int64_t count = m.counts[expert] - m.first_token;
+    return (count < 0 ? 0 : count < most ? static_cast<uint32_t>(count) : most) * slots_of_token;
+  };
+  for (int64_t base = 0; base < m.experts; base += m.at_a_time) {
+    const bool has = thread < m.at_a_time && base + thread < m.experts;
+    ends[thread] = scan_block(has ? slots_of(base + thread) : 0, scratch);
+    __syncthreads();
+    const uint32_t slots = ends[kGroupQuantThreads - 1];
+    int expert = 0;
+    // All lanes of a warp go through the same number of slots.
+    for (uint32_t first = blockIdx.x * kGroups; first < slots; first += gridDim.x * kGroups) {
+      const uint32_t wanted = first + thread / Grouping::kLanes;
+      const uint32_t slot = wanted < slots ? wanted : slots - 1;
+      while (ends[expert] <= slot) ++expert;
+      const uint32_t begin = expert > 0 ? ends[expert - 1] : 0;
+      GroupQuantArgs a = m.group;
+      a.x = static_cast<const T*>(a.x) + (base + expert) * m.x_expert;
+      a.q += (base + expert) * m.q_expert;
+      a.scales.data = static_cast<float*>(a.scales.data) + (base + expert) * m.scale_expert;
+      quantize_slot<SiluAndMulValue, T, Q, Grouping>(a, slot - begin, wanted < slots);
+    }
+    __syncthreads();
   }
 }
 
 void launch_silu_and_mul_masked_per_token_group_quant(const MaskedRows& in, Stream stream) {
   const char* const op = "silu_and_mul_masked_per_token_group_quant";
-  // Blocks without a token cost little, and an expert with most of the tokens needs many.
-  constexpr int64_t kWaves = 8;
-  const int64_t most = kWaves * resident_threads() / kGroupQuantThreads / in.experts + 1;
+  const vendor::Device& device = vendor::device();
   const auto run = [&](auto type_tag, auto quantized_tag) {
     using T = typename decltype(type_tag)::Type;
     using Q = typename decltype(quantized_tag)::Type;
     const GroupQuantRows& rows = in.rows;
-    const bool aligned = aligned_groups<T>(rows.x, rows.x_stride, rows.out) &&
-                         aligned_to(rows.x, in.x_expert, sizeof(T), kVectorBytes) &&
-                         aligned_to(rows.out.q, in.q_expert, 1, kFull<T>);
-    for_grouping<T>(rows.out.group_size, aligned, [&](auto grouping_tag) {
+    const bool aligned =
+        aligned_groups<T>(rows.x, rows.x_stride, rows.out) &&
+        aligned_to(rows.x, in.x_expert, sizeof(T), kVectorBytes) &&
+        aligned_to(rows.out.q, in.q_expert, 1, store_bytes<T>(rows.out.group_size));
+    for_grouping<SiluAndMulValue, T>(rows.out.group_size, aligned, [&](auto grouping_tag) {
       using Grouping = typename decltype(grouping_tag)::Type;
-      const int64_t groups = rows.out.scales.padded_groups();
-      for_tokens(rows.out, kMaxSlots / groups, [&](int64_t first, const QuantizedRows& out) {
-        const T* x = static_cast<const T*>(rows.x) + first * rows.x_stride;
-        const int64_t slots = out.scales.tokens * groups;
-        const int64_t needed = ceil_div(slots, kGroupQuantThreads / Grouping::kLanes);
-        const int64_t blocks = needed < most ? needed : most;
-        const GroupQuantArgs a = {x,
-                                  rows.x_stride,
-                                  static_cast<uint8_t*>(out.q),
-                                  out.stride,
-                                  out.scales,
-                                  out.width,
-                                  out.group_size,
-                                  Divider(groups),
-                                  static_cast<uint32_t>(slots)};
+      const int64_t most_experts = kMaxSlots / rows.out.scales.padded_groups();
+      const int64_t at_a_time =
+          most_experts < kGroupQuantThreads ? most_experts : kGroupQuantThreads;
+      for_slots<T>(rows, kMaxSlots / at_a_time, [&](int64_t first, const GroupQuantArgs& a) {
+        const int64_t needed =
+            ceil_div(in.experts * a.slots, kGroupQuantThreads / Grouping::kLanes);
+        const int64_t most = static_cast<int64_t>(device.processors) * kBlocksOfProcessor;
         const MaskedArgs m = {a,
                               in.x_expert,
                               in.q_expert,
                               in.scale_expert,
                               in.counts,
-                              first,
-                              static_cast<uint32_t>(blocks)};
-        launch({op, stream, blocks * in.experts, kGroupQuantThreads},
+                              in.experts,
+                              static_cast<int>(at_a_time),
+                              first};
+        launch({op, stream, needed < most ? needed : most, kGroupQuantThreads},
                masked_group_quant_kernel<T, Q, Grouping>, m);
       });
     });

@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kConcatThreads)
   }
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
-    if (first + u * kConcatThreads < words) *to[u] = word[u];
+    if (first + u * kConcatThreads < words) store_word(to[u], word[u]);
   }
 }
 

@@ -26,7 +26,7 @@ void launch_merge_state(const Merge& merge, Stream stream);
 
 #if OPMUX_KERNEL
 
-constexpr int kMergeThreads = 256;
+constexpr int kMergeThreads = 512;  // 256 and fewer are 1 % slower on an H200
 
 // A side without keys has the weight 0, and its values, which may be NaN, do not count.
 struct MergeWeights {
@@ -37,11 +37,14 @@ __device__ inline MergeWeights merge_weights(float s_a, float s_b) {
   constexpr float kInfinity = __builtin_huge_valf();
   s_a = s_a == kInfinity ? -kInfinity : s_a;
   s_b = s_b == kInfinity ? -kInfinity : s_b;
-  float peak = s_a > s_b ? s_a : s_b;
+  const bool a_leads = s_a > s_b;
+  float peak = a_leads ? s_a : s_b;
   if (s_a != s_a || s_b != s_b) peak = s_a + s_b;  // NaN
   if (peak == -kInfinity) return {0, 0, -kInfinity, false, false};
-  const float w_a = expf(s_a - peak), w_b = expf(s_b - peak), total = w_a + w_b;
-  return {w_a / total, w_b / total, logf(total) + peak, s_a != -kInfinity, s_b != -kInfinity};
+  const float ratio = expf((a_leads ? s_b : s_a) - peak), total = 1.0f + ratio;
+  const float more = 1.0f / total, less = ratio * more;
+  return {a_leads ? more : less, a_leads ? less : more, logf(total) + peak, s_a != -kInfinity,
+          s_b != -kInfinity};
 }
 
 // A thread a vector.
@@ -59,8 +62,8 @@ __global__ void __launch_bounds__(kMergeThreads)
   const auto place = [&](const State& state) {
     return static_cast<T*>(state.v) + token * state.v_token + head * state.v_head + column;
   };
-  const Vec<T, kSize> in_a = load_streaming<kSize>(place(m.a));
-  const Vec<T, kSize> in_b = load_streaming<kSize>(place(m.b));
+  const Vec<T, kSize> in_a = load<kSize>(place(m.a));
+  const Vec<T, kSize> in_b = load<kSize>(place(m.b));
   const MergeWeights w =
       merge_weights(m.a.s[token * m.a.s_token + head], m.b.s[token * m.b.s_token + head]);
   float a[kSize], b[kSize], result[kSize];
@@ -70,7 +73,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   for (int i = 0; i < kSize; ++i) {
     result[i] = (w.has_a ? a[i] * w.a : 0.0f) + (w.has_b ? b[i] * w.b : 0.0f);
   }
-  store(place(m.merged), narrow<T>(result));
+  store_streaming(place(m.merged), narrow<T>(result));
   if (at.remainder == 0) m.merged.s[token * m.merged.s_token + head] = w.s;
 }
 

@@ -5,7 +5,7 @@
 //   1. every group counts the slots of all experts, a slice a block, and reads one another's counts
 //   2. every block places the slots of its part
 // Atomics only add up, so that equal inputs give equal results. More experts than kSlotExperts are
-// done in turns.
+// done in turns. So few slots that each thread of a block has one take a kernel of their own.
 //
 // A sink receives the results; all numbers count slots unless said:
 //   widths(count)                     what an expert takes of two running sums: low | high << 32
@@ -27,6 +27,7 @@ namespace opmux::gpu {
 
 constexpr int kSlotThreads = 512;  // and slots in a tile
 constexpr int kSlotExperts = 512;
+constexpr int64_t kFewBlocks = 16;  // for few slots: 8 to 16 are best on an H200
 constexpr int kSlotBatch = 8;  // ids that a thread has on their way
 constexpr uint32_t kNoExpert = 0xffffffffu;
 
@@ -67,13 +68,6 @@ __device__ inline BlockSum scan_threads(uint64_t value, SlotScratch& scratch) {
     if (w < warp) sum.before += part;
   }
   return sum;
-}
-
-__device__ inline uint32_t count_bits(uint32_t v) {
-  v -= v >> 1 & 0x55555555u;
-  v = (v & 0x33333333u) + (v >> 2 & 0x33333333u);
-  v = (v + (v >> 4)) & 0x0f0f0f0fu;
-  return v * 0x01010101u >> 24;
 }
 
 template <class Id, class Sink>
@@ -201,10 +195,73 @@ __global__ void __launch_bounds__(kSlotThreads)
            static_cast<uint32_t>(sums >> 32));
 }
 
+// Every block counts all slots; each does its share of the padding, the first one of the rest.
+template <class Id, class Sink>
+__global__ void __launch_bounds__(kSlotThreads)
+    place_few_slots_kernel(Slots a, Divider topk, Sink sink) {
+  __shared__ SlotTable offset;
+  __shared__ SlotTable filled;
+  __shared__ Shared<uint32_t, kUnits * kSlotExperts> members;
+  __shared__ SlotScratch scratch;
+  wait_for_previous();
+  let_next_start();
+  const int thread = static_cast<int>(threadIdx.x), unit = thread / kUnit;
+  const int slots = static_cast<int>(a.count), experts = static_cast<int>(a.experts);
+  const int units = (slots + kUnit - 1) / kUnit;
+  const Split at = topk.split(thread < slots ? thread : 0);
+  const int64_t id = static_cast<const Id*>(a.ids.data)[at.quotient * a.stride + at.remainder];
+  for (int i = thread; i < units * experts; i += kSlotThreads) members[i] = 0;
+  __syncthreads();
+
+  const bool here = thread < slots && id >= 0 && id < experts;
+  const int e = here ? static_cast<int>(id) : 0;
+  if (here) atomic_add(members, unit * experts + e, 1u << thread % kUnit);
+  __syncthreads();
+  uint32_t rank = 0, total = 0;
+  if (here) {
+    for (int u = 0; u < unit; ++u) rank += count_bits(members[u * experts + e]);
+    const uint32_t earlier_lanes = (1u << thread % kUnit) - 1;
+    rank += count_bits(members[unit * experts + e] & earlier_lanes);
+  }
+  if (thread < experts) {
+    for (int u = 0; u < units; ++u) total += count_bits(members[u * experts + thread]);
+  }
+  const BlockSum sum = scan_threads(thread < experts ? sink.widths(total) : 0, scratch);
+  const uint32_t low = static_cast<uint32_t>(sum.before);
+  if (thread < experts) {
+    offset[thread] = low;
+    filled[thread] = low + total;
+  }
+  __syncthreads();
+  if (blockIdx.x == 0) {
+    if (thread < experts) {
+      sink.expert(thread, total, low, static_cast<uint32_t>(sum.before >> 32));
+    }
+    if (here) {
+      sink.slot(offset[e] + rank, thread);
+    } else if (thread < slots) {
+      sink.left_out(thread);
+    }
+  }
+  const uint32_t thread_of_all = blockIdx.x * kSlotThreads + thread;
+  const uint32_t threads_of_all = gridDim.x * kSlotThreads, all = static_cast<uint32_t>(sum.total);
+  sink.turn(Turn{0, experts, 0, all, offset, filled, thread_of_all, threads_of_all});
+  sink.end(thread_of_all, threads_of_all, all, static_cast<uint32_t>(sum.total >> 32));
+}
+
 // `written` counts the numbers that the sink writes.
 template <class Sink>
 void launch_place_slots(const char* op, const Slots& a, const Sink& sink, int64_t written,
                         Stream stream) {
+  const Divider topk(a.topk > 0 ? a.topk : 1);
+  // None would leave a thread without an id to look at.
+  if (a.count > 0 && a.count <= kSlotThreads && a.experts <= kSlotExperts) {
+    const int64_t wanted = ceil_div(written, kSlotThreads);
+    const int64_t blocks = wanted < kFewBlocks ? wanted : kFewBlocks;
+    const Launch at = {op, stream, blocks, kSlotThreads};
+    if (a.ids.wide) return launch(at, place_few_slots_kernel<int64_t, Sink>, a, topk, sink);
+    return launch(at, place_few_slots_kernel<int32_t, Sink>, a, topk, sink);
+  }
   // A group costs a microsecond or two: few slots are counted faster by every block for itself.
   constexpr int64_t kSlotsAlone = 4096;
   const int64_t group = a.count > kSlotsAlone ? vendor::max_group() : 1;
@@ -213,8 +270,8 @@ void launch_place_slots(const char* op, const Slots& a, const Sink& sink, int64_
       ceil_div(a.count > written / 8 ? a.count : written / 8, group * kSlotThreads);
   const int64_t parts = wanted < 1 ? 1 : wanted < most ? wanted : most;
   const auto run = [&](auto kernel) {
-    launch({op, stream, parts * group, kSlotThreads, static_cast<int>(group)}, kernel, a,
-           Divider(a.topk > 0 ? a.topk : 1), static_cast<uint32_t>(parts), sink);
+    launch({op, stream, parts * group, kSlotThreads, static_cast<int>(group)}, kernel, a, topk,
+           static_cast<uint32_t>(parts), sink);
   };
   if (a.ids.wide) {
     run(place_slots_kernel<int64_t, Sink>);

@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kRowSumThreads)
     } else {
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) {
-        in[b] = load_streaming<kSize>(x + token * a.token_stride + (j + b) * a.row_stride);
+        in[b] = load<kSize>(x + token * a.token_stride + (j + b) * a.row_stride);
       }
     }
 #pragma unroll
@@ -81,7 +81,14 @@ __global__ void __launch_bounds__(kRowSumThreads)
   }
 #pragma unroll
   for (int i = 0; i < kSize; ++i) sum[i] *= a.scale;
-  store(static_cast<T*>(a.out) + token * a.out_stride + column, narrow<T>(sum));
+  T* out = static_cast<T*>(a.out) + token * a.out_stride + column;
+  // On an H200 stores that leave the caches first save 3 % beside rows in order, and cost 5 % beside
+  // rows in disorder. Loads are best without a hint.
+  if constexpr (kPermuted) {
+    store(out, narrow<T>(sum));
+  } else {
+    store_streaming(out, narrow<T>(sum));
+  }
 }
 
 template <class T, int kSize, int kBatch, bool kPermuted>

@@ -51,7 +51,9 @@ __global__ void __launch_bounds__(kShuffleThreads)
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
     char* row = static_cast<char*>(a.out) + (first_row + at[u].quotient) * a.out_stride;
-    if (first + u * kShuffleThreads < words) reinterpret_cast<W*>(row)[at[u].remainder] = word[u];
+    if (first + u * kShuffleThreads < words) {
+      store_word(reinterpret_cast<W*>(row) + at[u].remainder, word[u]);
+    }
   }
 }
 

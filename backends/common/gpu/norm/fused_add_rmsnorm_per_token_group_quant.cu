@@ -3,15 +3,15 @@
 // -> out_q, out_scale:
 // residual = s = x + residual, in place; per_token_group_quant of
 // s / sqrt(mean(s^2) + eps) * weight, from s before it is rounded
-#include "quantization/row_quant.cuh"
+#include "norm/norm_quant.cuh"
 
 namespace opmux::gpu {
 
-LaunchRowQuant launch_fused_add_rmsnorm_per_token_group_quant;
+LaunchNormQuant launch_fused_add_rmsnorm_per_token_group_quant;
 
 #if OPMUX_KERNEL
-void launch_fused_add_rmsnorm_per_token_group_quant(const RowQuantRows& rows, Stream stream) {
-  launch_row_quant<Before::kAddNorm, true>("fused_add_rmsnorm_per_token_group_quant", rows, stream);
+void launch_fused_add_rmsnorm_per_token_group_quant(const NormQuantRows& rows, Stream stream) {
+  launch_norm_quant<true, true>("fused_add_rmsnorm_per_token_group_quant", rows, stream);
 }
 #endif
 

@@ -7,11 +7,7 @@
 //   more, or unaligned  a block a row, read once for each step
 #include "gpu.h"
 
-#if OPMUX_KERNEL
-#include "reduce.cuh"
-#include "rows.cuh"
-#include "vec.cuh"
-#endif
+#include "norm/pieces.cuh"
 
 namespace opmux::gpu {
 
@@ -37,30 +33,19 @@ struct LayerNormArgs {
   float eps;
 };
 
-constexpr int kLayerNormPieces = 4;
-constexpr int kLayerNormGroup = 32;  // lanes that share a short row
 constexpr int kLayerNormGroupThreads = 256;
-constexpr int kLayerNormThreads = 512;
 
-template <class T, int kSize>
-__device__ inline Vec<T, kSize> layernorm_read(const LayerNormArgs& a, uint32_t row, int vector) {
-  return load_streaming<kSize>(a.rows.template row<const T>(0, row) +
-                               static_cast<int64_t>(vector) * kSize);
-}
-
-template <class T, int kSize>
-__device__ inline float layernorm_sum(float sum, const Vec<T, kSize>& in) {
-  float value[kSize];
-  widen(in, value);
+template <int kSize>
+__device__ inline float layernorm_sum(const float (&value)[kSize]) {
+  float sum = 0;
 #pragma unroll
   for (int i = 0; i < kSize; ++i) sum += value[i];
   return sum;
 }
 
-template <class T, int kSize>
-__device__ inline float layernorm_squares(float squares, const Vec<T, kSize>& in, float mean) {
-  float value[kSize];
-  widen(in, value);
+template <int kSize>
+__device__ inline float layernorm_squares(const float (&value)[kSize], float mean) {
+  float squares = 0;
 #pragma unroll
   for (int i = 0; i < kSize; ++i) {
     const float centred = value[i] - mean;
@@ -74,61 +59,67 @@ __device__ inline float layernorm_scale(const LayerNormArgs& a, float squares) {
 }
 
 template <class T, int kSize>
-__device__ inline void layernorm_finish(const LayerNormArgs& a, uint32_t row, int vector,
-                                        const Vec<T, kSize>& in, float mean, float scale) {
-  const int64_t column = static_cast<int64_t>(vector) * kSize;
-  float value[kSize], weight[kSize], bias[kSize] = {};
-  widen(in, value);
-  widen(load<kSize>(static_cast<const T*>(a.weight) + column), weight);
-  if (a.bias != nullptr) widen(load<kSize>(static_cast<const T*>(a.bias) + column), bias);
+__device__ inline void layernorm_finish(T* out, float (&value)[kSize], float mean, float scale,
+                                        const Vec<T, kSize>& weights, const Vec<T, kSize>& biases) {
+  float weight[kSize], bias[kSize];
+  widen(weights, weight);
+  widen(biases, bias);
 #pragma unroll
   for (int i = 0; i < kSize; ++i) value[i] = (value[i] - mean) * scale * weight[i] + bias[i];
-  store(a.rows.template row<T>(1, row) + column, narrow<T>(value));
+  store(out, narrow<T>(value));
 }
 
-// kGroup: kLayerNormGroup lanes a row, else a block a row. Each thread holds kLayerNormPieces
-// vectors; one without a vector or a row of its own reads the last one.
-template <class T, bool kGroup>
-__global__ void __launch_bounds__(kGroup ? kLayerNormGroupThreads : kLayerNormThreads)
+// kLanes threads share a row: lanes of a warp, or a block. Lanes without a row of their own go
+// along with the last one.
+template <class T, int kLanes, int kPieces>
+__global__ void __launch_bounds__(kLanes > 32 ? kLanes : kLayerNormGroupThreads)
     layernorm_kernel(LayerNormArgs a) {
   constexpr int kSize = kFull<T>;
   __shared__ Shared<float, kMaxWarps> scratch, second_scratch;
+  const uint32_t place =
+      kLanes > 32 ? blockIdx.x
+                  : blockIdx.x * (kLayerNormGroupThreads / kLanes) + threadIdx.x / kLanes;
+  const uint32_t row = place < a.rows.rows ? place : a.rows.rows - 1;
+  const Part<kLanes> part = {static_cast<int>(threadIdx.x % kLanes), a.width};
+  const T* const x = a.rows.template row<const T>(0, row);
+  T* const out = a.rows.template row<T>(1, row);
+  prefetch_pieces<kPieces>(x, part);
+  prefetch_pieces<kPieces>(static_cast<const T*>(a.weight), part);
+  if (a.bias != nullptr) prefetch_pieces<kPieces>(static_cast<const T*>(a.bias), part);
   wait_for_previous();
   let_next_start();
-  const int thread = static_cast<int>(threadIdx.x);
-  const int step = kGroup ? kLayerNormGroup : static_cast<int>(blockDim.x);
-  const int first = thread % step;
-  const uint32_t place = kGroup ? blockIdx.x * (kLayerNormGroupThreads / kLayerNormGroup) +
-                                      static_cast<uint32_t>(thread / kLayerNormGroup)
-                                : blockIdx.x;
-  const uint32_t row = place < a.rows.rows ? place : a.rows.rows - 1;
+  const auto in = load_pieces<kPieces>(x, part);
+  const auto weight = load_pieces<kPieces>(static_cast<const T*>(a.weight), part);
+  Pieces<T, kPieces> bias = {};
+  if (a.bias != nullptr) bias = load_pieces<kPieces>(static_cast<const T*>(a.bias), part);
   const auto reduce = [](float value, Shared<float, kMaxWarps>& shared) {
-    if constexpr (kGroup) return reduce_lanes<kLayerNormGroup>(value, Add{});
-    return reduce_block(value, 0.0f, Add{}, shared);
+    if constexpr (kLanes > 32) return reduce_block<kLanes>(value, 0.0f, Add{}, shared);
+    return reduce_lanes<(kLanes > 32 ? 32 : kLanes)>(value, Add{});
   };
-  Vec<T, kSize> in[kLayerNormPieces];
-#pragma unroll
-  for (int p = 0; p < kLayerNormPieces; ++p) {
-    const int vector = p * step + first;
-    in[p] = layernorm_read<T, kSize>(a, row, vector < a.width ? vector : a.width - 1);
-  }
+  float value[kSize];
   float sum = 0;
 #pragma unroll
-  for (int p = 0; p < kLayerNormPieces; ++p) {
-    if (p * step + first < a.width) sum = layernorm_sum(sum, in[p]);
+  for (int p = 0; p < kPieces; ++p) {
+    widen(in[p], value);
+    sum += layernorm_sum(value);
   }
   const float mean = reduce(sum, scratch) * a.inverse_width;
   float squares = 0;
 #pragma unroll
-  for (int p = 0; p < kLayerNormPieces; ++p) {
-    if (p * step + first < a.width) squares = layernorm_squares(squares, in[p], mean);
+  for (int p = 0; p < kPieces; ++p) {
+    widen(in[p], value);
+    const float of_piece = layernorm_squares(value, mean);
+    squares += part.has(p) ? of_piece : 0.0f;
   }
   const float scale = layernorm_scale(a, reduce(squares, second_scratch));
   if (place != row) return;
 #pragma unroll
-  for (int p = 0; p < kLayerNormPieces; ++p) {
-    const int vector = p * step + first;
-    if (vector < a.width) layernorm_finish(a, row, vector, in[p], mean, scale);
+  for (int p = 0; p < kPieces; ++p) {
+    widen(in[p], value);
+    if (part.has(p)) {
+      layernorm_finish(out + static_cast<int64_t>(part.vector(p)) * kSize, value, mean, scale,
+                       weight[p], bias[p]);
+    }
   }
 }
 
@@ -139,42 +130,57 @@ __global__ void __launch_bounds__(kMaxThreads) layernorm_loop_kernel(LayerNormAr
   let_next_start();
   const uint32_t row = blockIdx.x;
   const int step = static_cast<int>(blockDim.x), first = static_cast<int>(threadIdx.x);
+  const T* const x = a.rows.template row<const T>(0, row);
+  T* const out = a.rows.template row<T>(1, row);
+  float value[kSize];
   float sum = 0;
+#pragma unroll 4
   for (int vector = first; vector < a.width; vector += step) {
-    sum = layernorm_sum(sum, layernorm_read<T, kSize>(a, row, vector));
+    widen(load<kSize>(x + static_cast<int64_t>(vector) * kSize), value);
+    sum += layernorm_sum(value);
   }
   const float mean = reduce_block(sum, 0.0f, Add{}, scratch) * a.inverse_width;
   float squares = 0;
+#pragma unroll 4
   for (int vector = first; vector < a.width; vector += step) {
-    squares = layernorm_squares(squares, layernorm_read<T, kSize>(a, row, vector), mean);
+    widen(load<kSize>(x + static_cast<int64_t>(vector) * kSize), value);
+    squares += layernorm_squares(value, mean);
   }
   const float scale = layernorm_scale(a, reduce_block(squares, 0.0f, Add{}, second_scratch));
   for (int vector = first; vector < a.width; vector += step) {
-    layernorm_finish(a, row, vector, layernorm_read<T, kSize>(a, row, vector), mean, scale);
+    const int64_t column = static_cast<int64_t>(vector) * kSize;
+    widen(load<kSize>(x + column), value);
+    Vec<T, kSize> bias = {};
+    if (a.bias != nullptr) bias = load<kSize>(static_cast<const T*>(a.bias) + column);
+    layernorm_finish(out + column, value, mean, scale,
+                     load<kSize>(static_cast<const T*>(a.weight) + column), bias);
   }
+}
+
+template <class T, int kLanes, int kPieces>
+void launch_layernorm_held(const LayerNormArgs& a, Stream stream) {
+  constexpr int kThreads = kLanes > 32 ? kLanes : kLayerNormGroupThreads;
+  launch({"layernorm", stream, ceil_div(a.rows.rows, kThreads / kLanes), kThreads},
+         layernorm_kernel<T, kLanes, kPieces>, a);
 }
 
 template <class T>
 void launch_layernorm(LayerNormArgs a, bool aligned, Stream stream) {
   constexpr int kSize = kFull<T>;
-  const char* const op = "layernorm";
-  const auto by_block = [&](auto kernel, int64_t threads) {
+  const auto loop = [&](auto kernel, int64_t threads) {
     const int64_t rounded = round_up(threads, kBlockUnit);
-    launch(
-        {op, stream, a.rows.rows, static_cast<int>(rounded < kMaxThreads ? rounded : kMaxThreads)},
-        kernel, a);
+    launch({"layernorm", stream, a.rows.rows,
+            static_cast<int>(rounded < kMaxThreads ? rounded : kMaxThreads)},
+           kernel, a);
   };
-  if (!aligned) return by_block(layernorm_loop_kernel<T, 1>, ceil_div(a.width, 8));
+  if (!aligned) return loop(layernorm_loop_kernel<T, 1>, ceil_div(a.width, 8));
   a.width /= kSize;
-  if (a.width <= kLayerNormGroup * kLayerNormPieces) {
-    constexpr int kRows = kLayerNormGroupThreads / kLayerNormGroup;
-    return launch({op, stream, ceil_div(a.rows.rows, kRows), kLayerNormGroupThreads},
-                  layernorm_kernel<T, true>, a);
-  }
-  if (a.width <= kLayerNormThreads * kLayerNormPieces) {
-    return by_block(layernorm_kernel<T, false>, ceil_div(a.width, kLayerNormPieces));
-  }
-  by_block(layernorm_loop_kernel<T, kSize>, kMaxThreads);
+  if (a.width <= 128) return launch_layernorm_held<T, 32, 4>(a, stream);
+  if (a.width <= 256) return launch_layernorm_held<T, 128, 2>(a, stream);
+  if (a.width <= 512) return launch_layernorm_held<T, 256, 2>(a, stream);
+  if (a.width <= 1024) return launch_layernorm_held<T, 256, 4>(a, stream);
+  if (a.width <= 2048) return launch_layernorm_held<T, 512, 4>(a, stream);
+  loop(layernorm_loop_kernel<T, kSize>, kMaxThreads);
 }
 
 void launch_layernorm(const LayerNormRows& in, Stream stream) {

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels of the RMS norms. Which one runs, and in which order it adds, depends on the width of
-// a row alone, so that a row's result does not depend on how many rows there are:
+// a row and on alignment alone, so that a row's result does not depend on how many rows there are:
 //   up to 128 vectors   lanes of a warp share a row, several rows a block
-//   up to 2048          a block a row, kept in registers between the two steps
+//   up to 2048          a block a row
 //   more, or unaligned  a block a row, read twice
+// The first two keep the row in registers between the sum and the result. One block a row is as
+// fast as blocks that fetch the next row ahead, in registers or through the copy engine: the blocks
+// of a multiprocessor cover for one another.
 #pragma once
 
 #include "norm/rmsnorm.h"
 
 #if OPMUX_KERNEL
 
-#include "reduce.cuh"
-#include "rows.cuh"
-#include "vec.cuh"
+#include "norm/pieces.cuh"
 
 namespace opmux::gpu {
 
@@ -31,135 +32,73 @@ struct GemmaWeight {
   static __device__ float apply(float w) { return 1.0f + w; }
 };
 
-// One vector of x and, with kAdd, of the residual. Its value is their sum in float32: the norm
-// takes it before it is rounded.
-template <class T, int kSize, bool kAdd>
-struct Piece {
-  Vec<T, kSize> in[kAdd ? 2 : 1];
-
-  __device__ void read(const NormArgs& a, uint32_t row, int vector) {
-    const int64_t column = static_cast<int64_t>(vector) * kSize;
-    in[0] = load_streaming<kSize>(a.rows.template row<const T>(0, row) + column);
-    if constexpr (kAdd) {
-      in[1] = load_streaming<kSize>(a.rows.template row<const T>(1, row) + column);
-    }
-  }
-  __device__ void sum(float (&value)[kSize]) const {
-    widen(in[0], value);
-    if constexpr (kAdd) {
-      float residual[kSize];
-      widen(in[1], residual);
-#pragma unroll
-      for (int i = 0; i < kSize; ++i) value[i] += residual[i];
-    }
-  }
-};
-
-template <int kSize>
-__device__ inline float sum_squares(float sum, const float (&value)[kSize]) {
-#pragma unroll
-  for (int i = 0; i < kSize; ++i) sum = fmaf(value[i], value[i], sum);
-  return sum;
-}
-
-// Writes one vector of the result, and the sum where there is one.
-template <bool kAdd, class Weight, class T, int kSize>
-__device__ inline void finish(const NormArgs& a, uint32_t row, int vector,
-                              const float (&value)[kSize], Vec<T, kSize> weight, float scale) {
-  const int64_t column = static_cast<int64_t>(vector) * kSize;
-  float w[kSize], result[kSize];
-  widen(weight, w);
-#pragma unroll
-  for (int i = 0; i < kSize; ++i) result[i] = value[i] * scale * Weight::apply(w[i]);
-  if constexpr (kAdd) store(a.rows.template row<T>(1, row) + column, narrow<T>(value));
-  store(a.rows.template row<T>(kAdd ? 0 : 1, row) + column, narrow<T>(result));
-}
-
-template <int kSize, class T>
-__device__ inline Vec<T, kSize> weight_at(const NormArgs& a, int vector) {
-  return load<kSize>(static_cast<const T*>(a.weight) + static_cast<int64_t>(vector) * kSize);
-}
-
 __device__ inline float scale_of(const NormArgs& a, float squares) {
   return rsqrtf(squares * a.inverse_width + a.eps);
 }
 
-constexpr int kGroupThreads = 256;
-
-// kLanes lanes share a row; each holds kPieces vectors of it. A lane without a vector or a row of
-// its own reads the last one: loads without branches are in flight together.
-template <class T, bool kAdd, class Weight, int kLanes, int kPieces>
-__global__ void __launch_bounds__(kGroupThreads) norm_group_kernel(NormArgs a) {
-  constexpr int kSize = kFull<T>;
-  wait_for_previous();
-  let_next_start();
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const uint32_t place = blockIdx.x * (kGroupThreads / kLanes) + threadIdx.x / kLanes;
-  const uint32_t row = place < a.rows.rows ? place : a.rows.rows - 1;
-  Piece<T, kSize, kAdd> piece[kPieces];
-  Vec<T, kSize> weight[kPieces];
+// Writes one vector of the result and, with kAdd, of the sum, which the norm takes before it is
+// rounded. The pointers are those of the vector.
+template <bool kAdd, class Weight, class T, int kSize>
+__device__ inline void finish(T* out, T* residual, const float (&value)[kSize],
+                              const Vec<T, kSize>& weight, float scale) {
+  float w[kSize], result[kSize];
+  widen(weight, w);
 #pragma unroll
-  for (int p = 0; p < kPieces; ++p) {
-    const int vector = p * kLanes + lane < a.width ? p * kLanes + lane : a.width - 1;
-    piece[p].read(a, row, vector);
-    weight[p] = weight_at<kSize, T>(a, vector);
-  }
-  float squares = 0;
-#pragma unroll
-  for (int p = 0; p < kPieces; ++p) {
-    float value[kSize];
-    piece[p].sum(value);
-    if (p * kLanes + lane < a.width) squares = sum_squares(squares, value);
-  }
-  const float scale = scale_of(a, reduce_lanes<kLanes>(squares, Add{}));
-  if (place != row) return;
-#pragma unroll
-  for (int p = 0; p < kPieces; ++p) {
-    const int vector = p * kLanes + lane;
-    float value[kSize];
-    piece[p].sum(value);
-    if (vector < a.width) finish<kAdd, Weight>(a, row, vector, value, weight[p], scale);
-  }
+  for (int i = 0; i < kSize; ++i) result[i] = value[i] * scale * Weight::apply(w[i]);
+  if constexpr (kAdd) store(residual, narrow<T>(value));
+  store(out, narrow<T>(result));
 }
 
-constexpr int kBlockPieces = 4;
-constexpr int kBlockThreads = 512;
+constexpr int kGroupThreads = 256;
 
-// A block a row; each thread holds kBlockPieces vectors of it.
-template <class T, bool kAdd, class Weight>
-__global__ void __launch_bounds__(kBlockThreads) norm_block_kernel(NormArgs a) {
+// kLanes threads share a row: lanes of a warp, or a block. Lanes without a row of their own go
+// along with the last one.
+template <class T, bool kAdd, class Weight, int kLanes, int kPieces>
+__global__ void __launch_bounds__(kLanes > 32 ? kLanes : kGroupThreads, 1) norm_kernel(NormArgs a) {
   constexpr int kSize = kFull<T>;
   __shared__ Shared<float, kMaxWarps> scratch;
+  const uint32_t place =
+      kLanes > 32 ? blockIdx.x : blockIdx.x * (kGroupThreads / kLanes) + threadIdx.x / kLanes;
+  const uint32_t row = place < a.rows.rows ? place : a.rows.rows - 1;
+  const Part<kLanes> part = {static_cast<int>(threadIdx.x % kLanes), a.width};
+  // x and out; or x, which is also the result, and the residual
+  T* const x = a.rows.template row<T>(0, row);
+  T* const other = a.rows.template row<T>(1, row);
+  const T* const weights = static_cast<const T*>(a.weight);
+  prefetch_pieces<kPieces>(x, part);
+  if constexpr (kAdd) prefetch_pieces<kPieces>(other, part);
+  prefetch_pieces<kPieces>(weights, part);
   wait_for_previous();
   let_next_start();
-  const uint32_t row = blockIdx.x;
-  const int step = static_cast<int>(blockDim.x), first = static_cast<int>(threadIdx.x);
-  Piece<T, kSize, kAdd> piece[kBlockPieces];
-  Vec<T, kSize> weight[kBlockPieces];
-#pragma unroll
-  for (int p = 0; p < kBlockPieces; ++p) {
-    const int vector = p * step + first;
-    piece[p].read(a, row, vector < a.width ? vector : a.width - 1);
-  }
-#pragma unroll
-  for (int p = 0; p < kBlockPieces; ++p) {  // on their way while the block adds
-    const int vector = p * step + first;
-    weight[p] = weight_at<kSize, T>(a, vector < a.width ? vector : a.width - 1);
-  }
+  const auto in = load_pieces<kPieces>(static_cast<const T*>(x), part);
+  Pieces<T, kAdd ? kPieces : 1> residual;
+  if constexpr (kAdd) residual = load_pieces<kPieces>(static_cast<const T*>(other), part);
+  const auto weight = load_pieces<kPieces>(weights, part);
+  const auto value_of = [&](int p, float(&value)[kSize]) {
+    widen(in[p], value);
+    if constexpr (kAdd) add(residual[p], value);
+  };
   float squares = 0;
 #pragma unroll
-  for (int p = 0; p < kBlockPieces; ++p) {
+  for (int p = 0; p < kPieces; ++p) {
     float value[kSize];
-    piece[p].sum(value);
-    if (p * step + first < a.width) squares = sum_squares(squares, value);
+    value_of(p, value);
+    squares += sum_squares(value);
   }
-  const float scale = scale_of(a, reduce_block(squares, 0.0f, Add{}, scratch));
+  if constexpr (kLanes > 32) {
+    squares = reduce_block<kLanes>(squares, 0.0f, Add{}, scratch);
+  } else {
+    squares = reduce_lanes<kLanes>(squares, Add{});
+    if (place != row) return;
+  }
+  const float scale = scale_of(a, squares);
 #pragma unroll
-  for (int p = 0; p < kBlockPieces; ++p) {
+  for (int p = 0; p < kPieces; ++p) {
     float value[kSize];
-    piece[p].sum(value);
-    if (p * step + first < a.width) {
-      finish<kAdd, Weight>(a, row, p * step + first, value, weight[p], scale);
+    value_of(p, value);
+    const int64_t column = static_cast<int64_t>(part.vector(p)) * kSize;
+    if (part.has(p)) {
+      finish<kAdd, Weight>((kAdd ? x : other) + column, other + column, value, weight[p], scale);
     }
   }
 }
@@ -172,47 +111,54 @@ __global__ void __launch_bounds__(kMaxThreads) norm_loop_kernel(NormArgs a) {
   let_next_start();
   const uint32_t row = blockIdx.x;
   const int step = static_cast<int>(blockDim.x), first = static_cast<int>(threadIdx.x);
-  Piece<T, kSize, kAdd> piece;
+  T* const x = a.rows.template row<T>(0, row);
+  T* const other = a.rows.template row<T>(1, row);
+  const auto value_of = [&](int64_t column, float(&value)[kSize]) {
+    widen(load<kSize, T>(x + column), value);
+    if constexpr (kAdd) add(load<kSize, T>(other + column), value);
+  };
   float value[kSize];
   float squares = 0;
+#pragma unroll 4
   for (int vector = first; vector < a.width; vector += step) {
-    piece.read(a, row, vector);
-    piece.sum(value);
-    squares = sum_squares(squares, value);
+    value_of(static_cast<int64_t>(vector) * kSize, value);
+    squares += sum_squares(value);
   }
   const float scale = scale_of(a, reduce_block(squares, 0.0f, Add{}, scratch));
   for (int vector = first; vector < a.width; vector += step) {
-    piece.read(a, row, vector);
-    piece.sum(value);
-    finish<kAdd, Weight>(a, row, vector, value, weight_at<kSize, T>(a, vector), scale);
+    const int64_t column = static_cast<int64_t>(vector) * kSize;
+    value_of(column, value);
+    finish<kAdd, Weight>((kAdd ? x : other) + column, other + column, value,
+                         load<kSize>(static_cast<const T*>(a.weight) + column), scale);
   }
 }
 
 template <class T, bool kAdd, class Weight, int kLanes, int kPieces>
-void launch_norm_group(const char* op, const NormArgs& a, Stream stream) {
-  const int64_t blocks = ceil_div(a.rows.rows, kGroupThreads / kLanes);
-  launch({op, stream, blocks, kGroupThreads}, norm_group_kernel<T, kAdd, Weight, kLanes, kPieces>,
-         a);
+void launch_held(const char* op, const NormArgs& a, Stream stream) {
+  constexpr int kThreads = kLanes > 32 ? kLanes : kGroupThreads;
+  launch({op, stream, ceil_div(a.rows.rows, kThreads / kLanes), kThreads},
+         norm_kernel<T, kAdd, Weight, kLanes, kPieces>, a);
 }
 
 template <class T, bool kAdd, class Weight>
 void launch_norm(const char* op, NormArgs a, bool aligned, Stream stream) {
   constexpr int kSize = kFull<T>;
-  const auto by_block = [&](auto kernel, int64_t threads) {
+  const auto loop = [&](auto kernel, int64_t threads) {
     const int64_t rounded = round_up(threads, kBlockUnit);
     launch(
         {op, stream, a.rows.rows, static_cast<int>(rounded < kMaxThreads ? rounded : kMaxThreads)},
         kernel, a);
   };
-  if (!aligned) return by_block(norm_loop_kernel<T, kAdd, Weight, 1>, ceil_div(a.width, 8));
+  if (!aligned) return loop(norm_loop_kernel<T, kAdd, Weight, 1>, ceil_div(a.width, 8));
   a.width /= kSize;
-  if (a.width <= 16) return launch_norm_group<T, kAdd, Weight, 16, 1>(op, a, stream);
-  if (a.width <= 32) return launch_norm_group<T, kAdd, Weight, 32, 1>(op, a, stream);
-  if (a.width <= 128) return launch_norm_group<T, kAdd, Weight, 32, 4>(op, a, stream);
-  if (a.width <= kBlockThreads * kBlockPieces) {
-    return by_block(norm_block_kernel<T, kAdd, Weight>, ceil_div(a.width, kBlockPieces));
-  }
-  by_block(norm_loop_kernel<T, kAdd, Weight, kSize>, kMaxThreads);
+  if (a.width <= 16) return launch_held<T, kAdd, Weight, 16, 1>(op, a, stream);
+  if (a.width <= 32) return launch_held<T, kAdd, Weight, 32, 1>(op, a, stream);
+  if (a.width <= 128) return launch_held<T, kAdd, Weight, 32, 4>(op, a, stream);
+  if (a.width <= 256) return launch_held<T, kAdd, Weight, 128, 2>(op, a, stream);
+  if (a.width <= 512) return launch_held<T, kAdd, Weight, 256, 2>(op, a, stream);
+  if (a.width <= 1024) return launch_held<T, kAdd, Weight, 256, 4>(op, a, stream);
+  if (a.width <= 2048) return launch_held<T, kAdd, Weight, 512, 4>(op, a, stream);
+  loop(norm_loop_kernel<T, kAdd, Weight, kSize>, kMaxThreads);
 }
 
 template <bool kAdd, class Weight>

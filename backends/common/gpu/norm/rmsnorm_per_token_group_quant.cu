@@ -2,15 +2,15 @@
 // rmsnorm_per_token_group_quant(x, weight, eps, group_size, int8, scale_layout)
 // -> out_q, out_scale:
 // per_token_group_quant of x / sqrt(mean(x^2) + eps) * weight
-#include "quantization/row_quant.cuh"
+#include "norm/norm_quant.cuh"
 
 namespace opmux::gpu {
 
-LaunchRowQuant launch_rmsnorm_per_token_group_quant;
+LaunchNormQuant launch_rmsnorm_per_token_group_quant;
 
 #if OPMUX_KERNEL
-void launch_rmsnorm_per_token_group_quant(const RowQuantRows& rows, Stream stream) {
-  launch_row_quant<Before::kNorm, true>("rmsnorm_per_token_group_quant", rows, stream);
+void launch_rmsnorm_per_token_group_quant(const NormQuantRows& rows, Stream stream) {
+  launch_norm_quant<false, true>("rmsnorm_per_token_group_quant", rows, stream);
 }
 #endif
 

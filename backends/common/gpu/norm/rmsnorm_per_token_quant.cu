@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // rmsnorm_per_token_quant(x, weight, eps, int8) -> out_q, out_scale:
 // per_token_quant of x / sqrt(mean(x^2) + eps) * weight
-#include "quantization/row_quant.cuh"
+#include "norm/norm_quant.cuh"
 
 namespace opmux::gpu {
 
-LaunchRowQuant launch_rmsnorm_per_token_quant;
+LaunchNormQuant launch_rmsnorm_per_token_quant;
 
 #if OPMUX_KERNEL
-void launch_rmsnorm_per_token_quant(const RowQuantRows& rows, Stream stream) {
-  launch_row_quant<Before::kNorm, false>("rmsnorm_per_token_quant", rows, stream);
+void launch_rmsnorm_per_token_quant(const NormQuantRows& rows, Stream stream) {
+  launch_norm_quant<false, false>("rmsnorm_per_token_quant", rows, stream);
 }
 #endif
 

@@ -19,7 +19,7 @@ struct PlainValue {
 
   template <class T, int kSize>
   static __device__ void read(const T* x, int64_t, Vec<T, kSize> (&in)[kIn]) {
-    in[0] = load_streaming<kSize>(x);
+    in[0] = load<kSize>(x);
   }
   template <class T, int kSize>
   static __device__ void compute(const Vec<T, kSize> (&in)[kIn], float (&value)[kSize]) {
@@ -32,8 +32,8 @@ struct SiluAndMulValue {
 
   template <class T, int kSize>
   static __device__ void read(const T* x, int64_t width, Vec<T, kSize> (&in)[kIn]) {
-    in[0] = load_streaming<kSize>(x);
-    in[1] = load_streaming<kSize>(x + width);
+    in[0] = load<kSize>(x);
+    in[1] = load<kSize>(x + width);
   }
   template <class T, int kSize>
   static __device__ void compute(const Vec<T, kSize> (&in)[kIn], float (&value)[kSize]) {
@@ -52,30 +52,37 @@ struct Group {
   bool writes;  // lanes without a group of their own read one with the others
 };
 
-// kLanes lanes hold a group: each kPieces vectors of it.
-template <class T, int kLanesOfGroup>
+// kLanes lanes hold a group, each kPairs times two vectors that adjoin and are stored as one.
+template <class T, int kLanesOfGroup, int kPairs>
 struct HeldGroup {
-  static constexpr int kLanes = kLanesOfGroup, kPieces = 2, kSize = kFull<T>;
+  static constexpr int kLanes = kLanesOfGroup, kSize = kFull<T>, kPair = 2 * kSize;
 
   template <class Value, class Q>
   static __device__ float quantize(const T* x, uint8_t* q, const Group& g, int lane) {
-    Vec<T, kSize> in[kPieces][Value::kIn];
+    Vec<T, kSize> in[kPairs][2][Value::kIn];
 #pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-      Value::read(x + (p * kLanes + lane) * kSize, g.width, in[p]);
+    for (int p = 0; p < kPairs; ++p) {
+      Value::read(x + (p * kLanes + lane) * kPair, g.width, in[p][0]);
+      Value::read(x + (p * kLanes + lane) * kPair + kSize, g.width, in[p][1]);
     }
-    float value[kPieces][kSize];
+    float value[kPairs][kPair];
     float found = 0;
 #pragma unroll
-    for (int p = 0; p < kPieces; ++p) {
-      Value::compute(in[p], value[p]);
+    for (int p = 0; p < kPairs; ++p) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float half[kSize];
+        Value::compute(in[p][h], half);
+#pragma unroll
+        for (int i = 0; i < kSize; ++i) value[p][h * kSize + i] = half[i];
+      }
       found = largest(found, value[p]);
     }
     const Scale scale = scale_of<Q>(reduce_lanes<kLanes>(found, Largest{}), g.power_of_two);
     if (g.writes) {
 #pragma unroll
-      for (int p = 0; p < kPieces; ++p) {
-        store_quantized<Q>(q + (p * kLanes + lane) * kSize, value[p], scale.inverse);
+      for (int p = 0; p < kPairs; ++p) {
+        store_quantized<Q>(q + (p * kLanes + lane) * kPair, value[p], scale.inverse);
       }
     }
     return scale.value;
@@ -114,28 +121,28 @@ struct GroupQuantArgs {
   int64_t q_stride;
   ScalesOf scales;
   int64_t width, group_size;
-  Divider slots_of_token;  // groups and the padding behind them
+  uint32_t tokens, groups;  // that exist
+  Divider slots_of_token;   // groups and the padding behind them
   uint32_t slots;
 };
 
 constexpr int kGroupQuantThreads = 256;
 
 // Quantises the group of a slot and writes its scale, or writes the padding that the slot stands
-// for. Slots behind the last one do nothing; all lanes of a warp call it.
+// for. All lanes of a warp call it; those that do not write read with the others.
 template <class Value, class T, class Q, class Grouping>
-__device__ inline void quantize_slot(const GroupQuantArgs& a, uint32_t slot, uint32_t slots) {
-  const int lane = static_cast<int>(threadIdx.x) % Grouping::kLanes;
-  const Split at = a.slots_of_token.split(slot < slots ? slot : slots - 1);
-  const int64_t token = at.quotient, group = at.remainder;
-  const int64_t last_token = a.scales.tokens - 1, last_group = a.scales.groups - 1;
-  const bool exists = token <= last_token && group <= last_group;
-  const int64_t row = token < last_token ? token : last_token;
-  const int64_t column = (group < last_group ? group : last_group) * a.group_size;
-  const Group g = {a.width, a.group_size, a.scales.layout == kPackedScales, exists && slot < slots};
+__device__ inline void quantize_slot(const GroupQuantArgs& a, uint32_t slot, bool writes) {
+  const int lane = static_cast<int>(threadIdx.x % Grouping::kLanes);
+  const Split at = a.slots_of_token.split(slot);
+  const uint32_t token = at.quotient, group = at.remainder;
+  const bool exists = token < a.tokens && group < a.groups;
+  const int64_t row = token < a.tokens ? token : a.tokens - 1;
+  const int64_t column = (group < a.groups ? group : a.groups - 1) * a.group_size;
+  const Group g = {a.width, a.group_size, a.scales.layout == kPackedScales, exists && writes};
   const float scale =
       Grouping::template quantize<Value, Q>(static_cast<const T*>(a.x) + row * a.x_stride + column,
                                             a.q + row * a.q_stride + column, g, lane);
-  if (lane == 0 && slot < slots) write_scale(a.scales, token, group, exists ? scale : 0.0f);
+  if (lane == 0 && writes) write_scale(a.scales, token, group, exists ? scale : 0.0f);
 }
 
 template <class Value, class T, class Q, class Grouping>
@@ -143,33 +150,55 @@ __global__ void __launch_bounds__(kGroupQuantThreads) group_quant_kernel(GroupQu
   constexpr int kGroups = kGroupQuantThreads / Grouping::kLanes;
   wait_for_previous();
   let_next_start();
-  quantize_slot<Value, T, Q, Grouping>(a, blockIdx.x * kGroups + threadIdx.x / Grouping::kLanes,
-                                       a.slots);
+  const uint32_t slot = blockIdx.x * kGroups + threadIdx.x / Grouping::kLanes;
+  const bool exists = slot < a.slots;
+  quantize_slot<Value, T, Q, Grouping>(a, exists ? slot : a.slots - 1, exists);
 }
 
 // Calls f(tag), whose Type is the grouping: held in registers by 2 to 16 lanes where the size and
-// the alignment allow.
-template <class T, class F>
+// the alignment allow. A lane has 64 bytes of x in flight where the registers suffice: index
+// arithmetic and scales, which every lane computes, would otherwise cost more than the memory.
+template <class Value, class T, class F>
 void for_grouping(int64_t group_size, bool aligned, const F& f) {
   constexpr int kSize = kFull<T>;
+  constexpr int kPairs = Value::kIn == 1 ? 2 : 1;
   const int64_t vectors = group_size / kSize;
   if (!aligned || group_size % kSize != 0) return f(TypeTag<AnyGroup<T, 1>>{});
-  if (vectors == 4) return f(TypeTag<HeldGroup<T, 2>>{});
-  if (vectors == 8) return f(TypeTag<HeldGroup<T, 4>>{});
-  if (vectors == 16) return f(TypeTag<HeldGroup<T, 8>>{});
-  if (vectors == 32) return f(TypeTag<HeldGroup<T, 16>>{});
+  if (vectors == 4) return f(TypeTag<HeldGroup<T, 2, 1>>{});
+  if (vectors == 8) return f(TypeTag<HeldGroup<T, 4 / kPairs, kPairs>>{});
+  if (vectors == 16) return f(TypeTag<HeldGroup<T, 8 / kPairs, kPairs>>{});
+  if (vectors == 32) return f(TypeTag<HeldGroup<T, 16 / kPairs, kPairs>>{});
   f(TypeTag<AnyGroup<T, kSize>>{});
 }
 
-// Whether rows of x and out_q allow full vectors; the second half of a row of x begins at `width`.
+// Bytes that a lane stores at a time: a held group's lane all that it holds.
+template <class T>
+int store_bytes(int64_t group_size) {
+  return group_size % (2 * kFull<T>) == 0 ? 2 * kFull<T> : kFull<T>;
+}
+
+// Whether rows of x and out_q allow vectors; the second half of a row of x begins at `width`.
 template <class T>
 bool aligned_groups(const void* x, int64_t x_stride, const QuantizedRows& out) {
-  constexpr int kSize = kFull<T>;
-  return aligned_to(x, x_stride, sizeof(T), kVectorBytes) && out.width % kSize == 0 &&
-         aligned_to(out.q, out.stride, 1, kSize);
+  return aligned_to(x, x_stride, sizeof(T), kVectorBytes) && out.width % kFull<T> == 0 &&
+         aligned_to(out.q, out.stride, 1, store_bytes<T>(out.group_size));
 }
 
 constexpr int64_t kMaxSlots = (int64_t{1} << 31) - 1;
+
+// Calls f(first, args) for runs of tokens with at most `limit` slots, the padding not counted.
+template <class T, class F>
+void for_slots(const GroupQuantRows& in, int64_t limit, const F& f) {
+  const int64_t groups = in.out.scales.padded_groups();
+  for_tokens(in.out, limit / groups, [&](int64_t first, const QuantizedRows& out) {
+    const ScalesOf& scales = out.scales;
+    f(first, GroupQuantArgs{static_cast<const T*>(in.x) + first * in.x_stride, in.x_stride,
+                            static_cast<uint8_t*>(out.q), out.stride, scales, out.width,
+                            out.group_size, static_cast<uint32_t>(scales.tokens),
+                            static_cast<uint32_t>(scales.groups), Divider(groups),
+                            static_cast<uint32_t>((scales.tokens + scales.padding) * groups)});
+  });
+}
 
 template <class Value>
 void launch_group_quant(const char* op, const GroupQuantRows& in, Stream stream) {
@@ -177,22 +206,10 @@ void launch_group_quant(const char* op, const GroupQuantRows& in, Stream stream)
     using T = typename decltype(type_tag)::Type;
     using Q = typename decltype(quantized_tag)::Type;
     const bool aligned = aligned_groups<T>(in.x, in.x_stride, in.out);
-    for_grouping<T>(in.out.group_size, aligned, [&](auto grouping_tag) {
+    for_grouping<Value, T>(in.out.group_size, aligned, [&](auto grouping_tag) {
       using Grouping = typename decltype(grouping_tag)::Type;
-      const int64_t groups = in.out.scales.padded_groups();
-      for_tokens(in.out, kMaxSlots / groups - 3, [&](int64_t first, const QuantizedRows& out) {
-        const T* x = static_cast<const T*>(in.x) + first * in.x_stride;
-        const int64_t slots = (out.scales.tokens + out.scales.padding) * groups;
-        const GroupQuantArgs a = {x,
-                                  in.x_stride,
-                                  static_cast<uint8_t*>(out.q),
-                                  out.stride,
-                                  out.scales,
-                                  out.width,
-                                  out.group_size,
-                                  Divider(groups),
-                                  static_cast<uint32_t>(slots)};
-        const int64_t blocks = ceil_div(slots, kGroupQuantThreads / Grouping::kLanes);
+      for_slots<T>(in, kMaxSlots - 3 * kMaxGroups, [&](int64_t, const GroupQuantArgs& a) {
+        const int64_t blocks = ceil_div(a.slots, kGroupQuantThreads / Grouping::kLanes);
         launch({op, stream, blocks, kGroupQuantThreads}, group_quant_kernel<Value, T, Q, Grouping>,
                a);
       });

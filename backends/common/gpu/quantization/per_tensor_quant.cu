@@ -44,14 +44,14 @@ struct TensorQuantArgs {
 };
 
 constexpr int kTensorQuantThreads = 512;
-constexpr int kTensorQuantUnroll = 4;
+constexpr int kAmaxVectors = 4, kQuantVectors = 2;  // that a thread has in flight
 
-// Reads kTensorQuantUnroll vectors, kTensorQuantThreads apart; the last one for those behind it.
-template <class T, int kSize>
-__device__ inline void read_some(const TensorQuantArgs& a, uint32_t first,
-                                 Vec<T, kSize> (&in)[kTensorQuantUnroll]) {
+// Reads kCount vectors, kTensorQuantThreads apart; the last one for those behind it.
+template <class T, int kSize, int kCount>
+__device__ inline void read_vectors(const TensorQuantArgs& a, uint32_t first,
+                                    Vec<T, kSize> (&in)[kCount]) {
 #pragma unroll
-  for (int u = 0; u < kTensorQuantUnroll; ++u) {
+  for (int u = 0; u < kCount; ++u) {
     const uint32_t vector = first + u * kTensorQuantThreads;
     const Split at = a.width.split(vector < a.vectors ? vector : a.vectors - 1);
     in[u] = load<kSize>(static_cast<const T*>(a.x) + at.quotient * a.x_stride +
@@ -62,16 +62,16 @@ __device__ inline void read_some(const TensorQuantArgs& a, uint32_t first,
 // kFirst: of the first run of rows. Later ones add to what it left.
 template <class T, int kSize, bool kFirst>
 __global__ void __launch_bounds__(kTensorQuantThreads) tensor_amax_kernel(TensorQuantArgs a) {
-  constexpr uint32_t kStep = kTensorQuantThreads * kTensorQuantUnroll;
+  constexpr uint32_t kStep = kTensorQuantThreads * kAmaxVectors;
   __shared__ Shared<float, kMaxWarps> scratch;
   wait_for_previous();
   let_next_start();
   float found = 0;
   for (uint32_t first = blockIdx.x * kStep; first < a.vectors; first += gridDim.x * kStep) {
-    Vec<T, kSize> in[kTensorQuantUnroll];
-    read_some(a, first + threadIdx.x, in);
+    Vec<T, kSize> in[kAmaxVectors];
+    read_vectors(a, first + threadIdx.x, in);
 #pragma unroll
-    for (int u = 0; u < kTensorQuantUnroll; ++u) {
+    for (int u = 0; u < kAmaxVectors; ++u) {
       float value[kSize];
       widen(in[u], value);
       found = largest(found, value);
@@ -84,10 +84,14 @@ __global__ void __launch_bounds__(kTensorQuantThreads) tensor_amax_kernel(Tensor
 
 template <class T, class Q, int kSize>
 __global__ void __launch_bounds__(kTensorQuantThreads) tensor_quant_kernel(TensorQuantArgs a) {
-  constexpr uint32_t kStep = kTensorQuantThreads * kTensorQuantUnroll;
+  constexpr uint32_t kStep = kTensorQuantThreads * kQuantVectors;
   __shared__ Shared<float, kMaxWarps> scratch;
   wait_for_previous();
   let_next_start();
+  // From the end: that is what the search for the maximum left in the cache.
+  const uint32_t first = (gridDim.x - 1 - blockIdx.x) * kStep + threadIdx.x;
+  Vec<T, kSize> in[kQuantVectors];
+  if (a.vectors > 0) read_vectors(a, first, in);
   Scale scale;
   if (a.scale != nullptr) {
     scale.value = *a.scale;
@@ -100,37 +104,28 @@ __global__ void __launch_bounds__(kTensorQuantThreads) tensor_quant_kernel(Tenso
     scale = scale_of<Q>(reduce_block(found, 0.0f, Largest{}, scratch), false);
   }
   if (blockIdx.x == 0 && threadIdx.x == 0) *a.out_scale = scale.value;
-  const uint32_t steps = a.vectors / kStep + (a.vectors % kStep != 0);
-  for (uint32_t step = blockIdx.x; step < steps; step += gridDim.x) {
-    // From the end: that is what the search for the maximum left in the cache.
-    const uint32_t first = (steps - 1 - step) * kStep + threadIdx.x;
-    Vec<T, kSize> in[kTensorQuantUnroll];
-    read_some(a, first, in);
 #pragma unroll
-    for (int u = 0; u < kTensorQuantUnroll; ++u) {
-      const uint32_t vector = first + u * kTensorQuantThreads;
-      if (vector >= a.vectors) break;
-      const Split at = a.width.split(vector);
-      float value[kSize];
-      widen(in[u], value);
-      store_quantized<Q>(
-          a.q + at.quotient * a.q_stride + static_cast<int64_t>(at.remainder) * kSize, value,
-          scale.inverse);
-    }
+  for (int u = 0; u < kQuantVectors; ++u) {
+    const uint32_t vector = first + u * kTensorQuantThreads;
+    if (vector >= a.vectors) break;
+    const Split at = a.width.split(vector);
+    float value[kSize];
+    widen(in[u], value);
+    store_quantized<Q>(a.q + at.quotient * a.q_stride + static_cast<int64_t>(at.remainder) * kSize,
+                       value, scale.inverse);
   }
 }
 
 template <class T, int kSize>
 void launch_per_tensor_quant(const TensorQuantRows& in, Stream stream) {
   const char* const op = "per_tensor_quant";
-  constexpr int64_t kStep = kTensorQuantThreads * kTensorQuantUnroll;
   const int64_t resident = resident_threads() / kTensorQuantThreads;
   const int64_t most = resident < kMaxPartials ? resident : kMaxPartials;
   const int64_t width = in.width / kSize;
-  // Fewer than 2^31 vectors at a time, with room for the last step of a block.
-  const int64_t limit = width > 0 ? ((int64_t{1} << 31) - 1 - most * kStep) / width : 1;
+  // Fewer than 2^31 vectors at a time: what a step reaches beyond them still fits 32 bits.
+  const int64_t limit = width > 0 ? ((int64_t{1} << 31) - 1) / width : 1;
   const int64_t first_rows = in.tokens < limit ? in.tokens : limit;
-  const int64_t needed = ceil_div(first_rows * width, kStep);
+  const int64_t needed = ceil_div(first_rows * width, kTensorQuantThreads * kAmaxVectors);
   const int64_t blocks = needed < 1 ? 1 : needed < most ? needed : most;
   const auto for_runs = [&](auto f) {
     int64_t row = 0;
@@ -150,16 +145,18 @@ void launch_per_tensor_quant(const TensorQuantRows& in, Stream stream) {
       row += limit;
     } while (row < in.tokens);
   };
-  const Launch at = {op, stream, blocks, kTensorQuantThreads};
   if (in.scale == nullptr) {
     for_runs([&](int64_t row, const TensorQuantArgs& a) {
+      const Launch at = {op, stream, blocks, kTensorQuantThreads};
       if (row == 0) return launch(at, tensor_amax_kernel<T, kSize, true>, a);
       launch(at, tensor_amax_kernel<T, kSize, false>, a);
     });
   }
   for_runs([&](int64_t, const TensorQuantArgs& a) {
+    const int64_t steps = ceil_div(a.vectors, kTensorQuantThreads * kQuantVectors);
     for_quantized_type(in.int8, [&](auto tag) {
-      launch(at, tensor_quant_kernel<T, typename decltype(tag)::Type, kSize>, a);
+      launch({op, stream, steps > 0 ? steps : 1, kTensorQuantThreads},
+             tensor_quant_kernel<T, typename decltype(tag)::Type, kSize>, a);
     });
   });
 }

@@ -31,13 +31,28 @@ struct Scale {
   float inverse;
 };
 
+// a / b rounded once, given 1 / b to a few units in the last place, where neither overflows nor is
+// subnormal: the compiler's division tests for that and calls a subroutine, whose registers cost
+// resident blocks.
+__device__ inline float quotient(float a, float b, float reciprocal) {
+  reciprocal = fmaf(reciprocal, fmaf(-b, reciprocal, 1.0f), reciprocal);
+  const float near = a * reciprocal;
+  return fmaf(reciprocal, fmaf(-b, near, a), near);
+}
+
 template <class Q>
 __device__ inline Scale scale_of(float amax, bool power_of_two) {
   const float known = fminf(fmaxf(amax, 1e-10f), 3.40282347e38f);
-  const float value = known / Q::kTop;
-  if (!power_of_two) return {value, Q::kTop / known};
-  const uint32_t bits = (float_as_bits(value) + 0x7fffffu) & ~0x7fffffu;
-  return {bits_as_float(bits), bits_as_float((254u << 23) - bits)};
+  const float value = quotient(known, Q::kTop, 1.0f / Q::kTop);
+  if (power_of_two) {
+    const uint32_t bits = (float_as_bits(value) + 0x7fffffu) & ~0x7fffffu;
+    return {bits_as_float(bits), bits_as_float((254u << 23) - bits)};
+  }
+  // Scaled, as the reciprocal of the largest float is subnormal.
+  constexpr float kSmaller = 0x1p-64f;
+  const float factor = known > 1.0f ? kSmaller : 1.0f;
+  const float scaled = known * factor;
+  return {value, quotient(Q::kTop, scaled, divide_fast(1.0f, scaled)) * factor};
 }
 
 template <class Q, int kSize>

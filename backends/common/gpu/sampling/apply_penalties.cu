@@ -54,10 +54,10 @@ __global__ void __launch_bounds__(kPenaltyThreads)
     const int64_t column = static_cast<int64_t>(at[u].remainder) * kSize;
 #pragma unroll
     for (int p = 0; p < kSize / kPart; ++p) {
-      counts[u][p] = load_streaming<kPart>(a.counts + row * a.counts_stride + column + p * kPart);
+      counts[u][p] = load<kPart>(a.counts + row * a.counts_stride + column + p * kPart);
     }
     if (a.prompt != nullptr) {
-      prompt[u] = load_streaming<kSize>(a.prompt + row * a.prompt_stride + column);
+      prompt[u] = load<kSize>(a.prompt + row * a.prompt_stride + column);
     }
   }
   T* logits[kUnroll];

@@ -157,6 +157,13 @@ void atomic_max(Shared<uint32_t, kSize>& array, int i, uint32_t value) {
   if (array.item[i] < value) array.item[i] = value;
 }
 
+// Copies a word from global memory to element i; nothing here does so while the thread goes on.
+template <class W, int kSize>
+inline void copy_async(Shared<W, kSize>& array, int i, const W* from) {
+  array[i] = *from;
+}
+inline void wait_for_copies() {}
+
 // ---- numbers ----
 
 inline float to_float(float16 v) {
@@ -187,8 +194,20 @@ inline float16 from_float<float16>(float v) {
 inline uint32_t fp8_pair_bits(float first, float second) {
   return fp8_bits(first) | fp8_bits(second) << 8;
 }
+inline uint32_t fp8_e5m2_pair_bits(float first, float second) {
+  return fp8_e5m2_bits(first) | fp8_e5m2_bits(second) << 8;
+}
+// Four at once; the low byte holds the first.
+inline uint32_t fp8_four_bits(float a, float b, float c, float d) {
+  return fp8_pair_bits(a, b) | fp8_pair_bits(c, d) << 16;
+}
+inline uint32_t int8_four_bits(float a, float b, float c, float d) {
+  return int8_bits(a) | int8_bits(b) << 8 | int8_bits(c) << 16 | int8_bits(d) << 24;
+}
 
+inline uint32_t count_bits(uint32_t v) { return static_cast<uint32_t>(__builtin_popcount(v)); }
 inline float exp_fast(float v) { return expf(v); }
+inline float exp2_fast(float v) { return exp2f(v); }
 inline float divide_fast(float a, float b) { return a / b; }
 inline float rsqrtf(float v) { return 1.0f / sqrtf(v); }
 

@@ -5,6 +5,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
+#include <cuda_pipeline_primitives.h>
 #include <cuda_runtime.h>
 
 #include <atomic>
@@ -52,6 +53,11 @@ template <> struct Word<2> { using Type = unsigned short; };
 template <> struct Word<1> { using Type = unsigned char; };
 // clang-format on
 
+// In global memory, by one instruction: many a plain assignment becomes four of 4 bytes.
+template <class W>
+__device__ inline void store_word(W* to, W value) {
+  __stwb(to, value);
+}
 // For data that nothing on the device reads again: it leaves the caches first.
 template <class W>
 __device__ inline W load_once(const W* from) {
@@ -60,6 +66,12 @@ __device__ inline W load_once(const W* from) {
 template <class W>
 __device__ inline void store_once(W* to, W value) {
   __stcs(to, value);
+}
+
+// Fetches what lies there into the cache that the whole device shares, so it may come before
+// wait_for_previous(): what the kernel before still writes is seen.
+__device__ inline void prefetch(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 
 // Shared memory of a block. Plain here; the test build checks bounds and races behind this type.
@@ -76,6 +88,17 @@ __device__ inline uint32_t atomic_add(Shared<uint32_t, kSize>& array, int i, uin
 template <int kSize>
 __device__ inline void atomic_max(Shared<uint32_t, kSize>& array, int i, uint32_t value) {
   atomicMax(&array.item[i], value);
+}
+
+// Copies a word from global memory to element i while the thread goes on, until it waits for all
+// the copies that it has begun.
+template <class W, int kSize>
+__device__ inline void copy_async(Shared<W, kSize>& array, int i, const W* from) {
+  __pipeline_memcpy_async(&array.item[i], from, sizeof(W));
+}
+__device__ inline void wait_for_copies() {
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
 }
 
 // ---- numbers ----
@@ -116,7 +139,14 @@ __device__ inline uint32_t pair_bits<float16>(float first, float second) {
 }
 
 __device__ inline float exp_fast(float v) { return __expf(v); }
+// One instruction: __expf spends three more on results below 2^-126, which are 0 here.
+__device__ inline float exp2_fast(float v) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+  return result;
+}
 __device__ inline float divide_fast(float a, float b) { return __fdividef(a, b); }
+__device__ inline uint32_t count_bits(uint32_t v) { return static_cast<uint32_t>(__popc(v)); }
 __device__ inline float bits_as_float(uint32_t bits) { return __uint_as_float(bits); }
 __device__ inline uint32_t float_as_bits(float v) { return __float_as_uint(v); }
 
@@ -133,6 +163,44 @@ __device__ inline uint32_t fp8_pair_bits(float first, float second) {
 #else
   return fp8_bits(first) | fp8_bits(second) << 8;
 #endif
+}
+__device__ inline uint32_t fp8_e5m2_pair_bits(float first, float second) {
+#if __CUDA_ARCH__ >= 890
+  return __nv_cvt_float2_to_fp8x2(make_float2(first, second), __NV_SATFINITE, __NV_E5M2);
+#else
+  return fp8_e5m2_bits(first) | fp8_e5m2_bits(second) << 8;
+#endif
+}
+
+// Four at once; the low byte holds the first.
+__device__ inline uint32_t fp8_four_bits(float a, float b, float c, float d) {
+#if __CUDA_ARCH__ >= 890
+  uint32_t bits;
+  asm("{\n"
+      "  .reg .b16 low, high;\n"
+      "  cvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\n"
+      "  cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
+      "  mov.b32 %0, {low, high};\n"
+      "}"
+      : "=r"(bits)
+      : "f"(a), "f"(b), "f"(c), "f"(d));
+  return bits;
+#else
+  return fp8_pair_bits(a, b) | fp8_pair_bits(c, d) << 16;
+#endif
+}
+// Conversions to integers saturate, and make 0 of NaN.
+__device__ inline uint32_t int8_four_bits(float a, float b, float c, float d) {
+  const auto integer = [](float v) { return max(__float2int_rn(v), -127); };
+  uint32_t bits;
+  asm("{\n"
+      "  .reg .b32 high;\n"
+      "  cvt.pack.sat.s8.s32.b32 high, %4, %3, 0;\n"
+      "  cvt.pack.sat.s8.s32.b32 %0, %2, %1, high;\n"
+      "}"
+      : "=r"(bits)
+      : "r"(integer(a)), "r"(integer(b)), "r"(integer(c)), "r"(integer(d)));
+  return bits;
 }
 
 // ---- order of launches ----

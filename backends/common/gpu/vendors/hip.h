@@ -87,6 +87,13 @@ __device__ inline void atomic_max(Shared<uint32_t, kSize>& array, int i, uint32_
   atomicMax(&array.item[i], value);
 }
 
+// Copies a word from global memory to element i; nothing here does so while the thread goes on.
+template <class W, int kSize>
+__device__ inline void copy_async(Shared<W, kSize>& array, int i, const W* from) {
+  array[i] = *from;
+}
+__device__ inline void wait_for_copies() {}
+
 // ---- numbers ----
 
 __device__ inline float to_float(float16 v) {
@@ -109,8 +116,20 @@ __device__ inline float16 from_float<float16>(float v) {
 __device__ inline uint32_t fp8_pair_bits(float first, float second) {
   return fp8_bits(first) | fp8_bits(second) << 8;
 }
+__device__ inline uint32_t fp8_e5m2_pair_bits(float first, float second) {
+  return fp8_e5m2_bits(first) | fp8_e5m2_bits(second) << 8;
+}
+// Four at once; the low byte holds the first.
+__device__ inline uint32_t fp8_four_bits(float a, float b, float c, float d) {
+  return fp8_pair_bits(a, b) | fp8_pair_bits(c, d) << 16;
+}
+__device__ inline uint32_t int8_four_bits(float a, float b, float c, float d) {
+  return int8_bits(a) | int8_bits(b) << 8 | int8_bits(c) << 16 | int8_bits(d) << 24;
+}
 
+__device__ inline uint32_t count_bits(uint32_t v) { return static_cast<uint32_t>(__popc(v)); }
 __device__ inline float exp_fast(float v) { return __expf(v); }
+__device__ inline float exp2_fast(float v) { return __builtin_amdgcn_exp2f(v); }
 __device__ inline float divide_fast(float a, float b) { return a * __builtin_amdgcn_rcpf(b); }
 
 // ---- order of launches, groups of blocks: none ----

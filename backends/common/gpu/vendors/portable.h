@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Conversions by integer operations, for vendors whose compilers have no others that all agree on.
+// What vendors without better have: plain stores, and conversions by integer operations.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,15 @@
 #include "types.h"
 
 namespace opmux::gpu {
+
+// In global memory.
+template <class W>
+__device__ inline void store_word(W* to, W value) {
+  *to = value;
+}
+
+// Before wait_for_previous(), where a kernel may begin before the one before it has ended.
+__device__ inline void prefetch(const void*) {}
 
 __device__ inline float bits_as_float(uint32_t bits) {
   union {

@@ -23,6 +23,8 @@ KERNELS = {
         dtypes=FLOATS, properties=NOT_BATCH_INVARIANT
     ),
     "fused_add_rmsnorm_per_token_quant": Kernel(dtypes=FLOATS),
+    "fused_qk_norm_rope": Kernel(dtypes=FLOATS),
+    "fused_qk_norm_rope_store_kv": Kernel(dtypes=FLOATS),
     "gelu_and_mul": Kernel(dtypes=FLOATS),
     "gelu_quick": Kernel(dtypes=FLOATS),
     "gelu_tanh_and_mul": Kernel(dtypes=FLOATS),
@@ -35,6 +37,7 @@ KERNELS = {
     "moe_fused_gate": Kernel(dtypes=FLOATS),
     "moe_sum": Kernel(dtypes=FLOATS),
     "moe_sum_reduce": Kernel(dtypes=FLOATS),
+    "mrope": Kernel(dtypes=FLOATS),
     "per_tensor_quant": Kernel(dtypes=FLOATS, properties=NOT_BATCH_INVARIANT),
     "per_token_group_quant": Kernel(dtypes=FLOATS, properties=NOT_BATCH_INVARIANT),
     "per_token_quant": Kernel(dtypes=FLOATS),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,8 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 import opmux
+from opmux import hosts
 from opmux.cli import report
+from opmux.cli.abi import check_abi
+from opmux.cli.conform import conform
 from opmux.cli.demo import demo
+from opmux.cli.new_backend import new_backend
 
 console = Console()
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -52,7 +57,8 @@ def list_command(as_json: bool, markdown: bool) -> None:
 @click.argument("op")
 @click.option("--dtype", default="bfloat16", show_default=True, help="Dtype of the leading tensor.")
 @click.option("--shape", help="Shape of the leading tensor, such as 4096x28672.")
-@click.option("--device", default="cpu", show_default=True, help="Where the tensors are.")
+@click.option("--device", help="Where the tensors are; default: cpu, or the host's own.")
+@click.option("--host", "host_name", help="Another machine: h100, or a host file.")
 @click.option("--backend", help="Ask for one backend, as backend= does at a call.")
 @click.option("--set", "scalars", multiple=True, help="An integer argument, such as head_dim=128.")
 @as_json
@@ -60,19 +66,24 @@ def explain(
     op: str,
     dtype: str,
     shape: str | None,
-    device: str,
+    device: str | None,
+    host_name: str | None,
     backend: str | None,
     scalars: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Say which kernel a call would run and why, without running it."""
     try:
-        decision = report.what_if(op, dtype, shape, device, backend, scalars)
+        host = hosts.load(host_name) if host_name else None
+        decision = report.what_if(op, dtype, shape, device, backend, scalars, host)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     if as_json:
-        _emit(decision.to_dict())
+        there = {"host": host.title} if host is not None else {}
+        _emit({**decision.to_dict(), **there})
         return
+    if host is not None:
+        console.print(f"on {host.title}, which is not this machine:")
     winner = decision.winner.name if decision.winner else "no kernel"
     console.print(f"{decision.signature} -> [bold]{winner}[/bold]: {decision.why}")
     table = Table("kernel", "distribution", "verdict", "remedy")
@@ -85,8 +96,16 @@ def explain(
 
 @cli.command()
 @as_json
-def doctor(as_json: bool) -> None:
+@click.option(
+    "--save-host", type=click.Path(dir_okay=False, path_type=Path),
+    help="Write this machine as a host file for explain --host.",
+)  # fmt: skip
+def doctor(as_json: bool, save_host: Path | None) -> None:
     """Show this host, the installed backends, every failure with its remedy, and the policy."""
+    if save_host is not None:
+        save_host.write_text(json.dumps(hosts.describe(), indent=1) + "\n", encoding="utf-8")
+        click.echo(f"written: {save_host}")
+        return
     data = report.doctor()
     if as_json:
         _emit(data)
@@ -113,4 +132,7 @@ def doctor(as_json: bool) -> None:
     console.print(policy)
 
 
+cli.add_command(check_abi)
+cli.add_command(conform)
 cli.add_command(demo)
+cli.add_command(new_backend)

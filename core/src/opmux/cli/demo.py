@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +19,7 @@ import opmux
 from opmux.op import OPS
 
 console = Console()
+BATCHES = (1, 16)
 
 
 @click.command()
@@ -26,7 +30,10 @@ console = Console()
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--temperature", default=0.7, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--compile", "compiled", is_flag=True, help="Time torch.compile as well.")
+@click.option("--compile/--no-compile", "compiled", default=None,
+              help="Time torch.compile as well; on a GPU that is the default.")  # fmt: skip
+@click.option("--record", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write the figures to a JSON file.")  # fmt: skip
 def demo(
     prompt: str,
     tokens: int,
@@ -34,7 +41,8 @@ def demo(
     device: str,
     temperature: float,
     seed: int,
-    compiled: bool,
+    compiled: bool | None,
+    record: Path | None,
 ) -> None:
     """Generate text after PROMPT, then compare eager torch, reference and opmux."""
     try:
@@ -45,6 +53,8 @@ def demo(
         raise click.ClickException(
             f'the demo needs {error.name}: pip install "opmux[demo]"'
         ) from None
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise click.ClickException(f"device {device}: torch finds no GPU on this host")
     model = load_model(device=device, dtype=getattr(torch, dtype))
     ops = opmux_ops()
     console.rule(f"a {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameter model")
@@ -55,45 +65,75 @@ def demo(
         stream.write(piece)
         stream.flush()
     sys.stdout.write("\n")
-    console.print(_served())
-    console.print(_compared(model, eager(), ops, compiled))
-
-
-def _served() -> Table:
-    """Return which kernel ran for each op so far, and why."""
+    served = _served()
     table = Table("op", "kernel", "why", title="what served each op")
-    for name in sorted(OPS):
-        seen: dict[str, str] = {}
-        for decision in OPS[name].table.decisions.values():
-            if decision.winner is not None:
-                seen[decision.winner.name] = decision.why
-        for kernel, why in seen.items():
+    for name, kernels in served.items():
+        for kernel, why in kernels.items():
             table.add_row(name, kernel, why)
-    return table
+    console.print(table)
+    on_gpu = model.embedding.weight.is_cuda
+    figures = _compared(model, eager(), ops, on_gpu if compiled is None else compiled, on_gpu)
+    table = Table("", "perplexity, held out", "tokens/s, batch 1", "tokens/s, batch 16",
+                  title=f"torch eager, reference and opmux, {_device_name(model)}")  # fmt: skip
+    for row in figures:
+        shown = "" if row["perplexity"] is None else f"{row['perplexity']:.4f}"
+        table.add_row(row["name"], shown, *(f"{speed:.0f}" for speed in row["tokens_per_s"]))
+    console.print(table)
+    if record is not None:
+        backends = {b.name: {"version": b.version, **b.info} for b in opmux.load().backends}
+        facts = {"device": _device_name(model), "dtype": dtype, "torch": torch.__version__,
+                 "opmux": opmux.__version__, "backends": backends, "served": served,
+                 "batches": BATCHES, "figures": figures}  # fmt: skip
+        record.write_text(json.dumps(facts, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def _compared(model: Any, plain: Any, ops: Any, compiled: bool) -> Table:
-    """Return perplexity and tokens/s of eager torch, reference and opmux, side by side."""
+def _device_name(model: Any) -> str:
+    device = model.embedding.weight.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _served() -> dict[str, dict[str, str]]:
+    """Return, by op, which kernels ran so far, and why."""
+    found = {}
+    for name in sorted(OPS):
+        made = OPS[name].table.decisions.values()
+        if seen := {d.winner.name: d.why for d in made if d.winner is not None}:
+            found[name] = seen
+    return found
+
+
+def _ways(compiled: bool, graphs: bool) -> Iterator[tuple[str, bool, bool]]:
+    """Yield name of the ops, under torch.compile or not, in a CUDA graph or not."""
+    yield from ((name, False, False) for name in ("eager", "reference", "opmux"))
+    for graphed in (False, True) if graphs else (False,):
+        for with_compiler in (False, True) if compiled else (False,):
+            if graphed or with_compiler:
+                yield from ((name, with_compiler, graphed) for name in ("eager", "opmux"))
+
+
+def _compared(
+    model: Any, plain: Any, ops: Any, compiled: bool, graphs: bool
+) -> list[dict[str, Any]]:
+    """Return perplexity and tokens/s of eager torch, reference and opmux."""
     from opmux.demo import heldout, perplexity, throughput
 
-    text = heldout()
-    table = Table("", "perplexity, held out", "tokens/s, batch 1", "tokens/s, batch 16",
-                  title="torch eager, reference and opmux")  # fmt: skip
+    text, rows = heldout(), []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("")
-        for name in ("eager", "reference", "opmux"):
+        for name, with_compiler, graphed in _ways(compiled, graphs):
             used = plain if name == "eager" else ops
+            label = name + ", torch.compile" * with_compiler + ", CUDA graph" * graphed
+            value, speeds = None, []
             with opmux.use(*(["reference"] if name == "reference" else [])):
-                progress.update(task, description=f"perplexity of {name}")
-                value = perplexity(model, used, text)
-                speeds = []
-                for batch in (1, 16):
-                    progress.update(task, description=f"tokens/s of {name}, batch {batch}")
-                    speeds.append(f"{throughput(model, used, batch=batch):.0f}")
-            table.add_row(name, f"{value:.4f}", *speeds)
-        if compiled:
-            progress.update(task, description="tokens/s of opmux under torch.compile")
-            speeds = [f"{throughput(model, ops, batch=b, compiled=True):.0f}" for b in (1, 16)]
-            table.add_row("opmux, compiled", "", *speeds)
-    return table
+                if not with_compiler and not graphed:
+                    progress.update(task, description=f"perplexity of {label}")
+                    value = perplexity(model, used, text)
+                for batch in BATCHES:
+                    progress.update(task, description=f"tokens/s of {label}, batch {batch}")
+                    speed = throughput(
+                        model, used, batch=batch, compiled=with_compiler, graphed=graphed
+                    )
+                    speeds.append(round(speed, 1))
+            rows.append({"name": label, "perplexity": value, "tokens_per_s": speeds})
+    return rows

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 import opmux
-from opmux import loader, ops, policy, selection
+from opmux import hosts, loader, ops, policy, selection
 from opmux.kernel import FLOATS, Code
-from opmux.op import Op, find
+from opmux.op import Op, all_ops, find
 from opmux.samples import TensorSpec
 
 
@@ -54,19 +54,37 @@ def what_if(
     name: str,
     dtype: str,
     shape: str | None,
-    device: str,
+    device: str | None,
     backend: str | None,
     scalars: Sequence[str],
+    host: hosts.Host | None = None,
 ) -> selection.Decision:
     """Evaluate a signature given as text; what is not given comes from the op's first sample."""
     op = find(name)
     wanted = getattr(torch, dtype, None)
     if not isinstance(wanted, torch.dtype):
         raise ValueError(f"unknown dtype {dtype!r}")
-    try:
-        where = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device: {str(error).splitlines()[0]}") from None
+    if host is not None:
+        where = hosts.device(device or host.device)
+    else:
+        try:
+            where = torch.device(device or "cpu")
+        except RuntimeError as error:
+            raise ValueError(f"device: {str(error).splitlines()[0]}") from None
+    signature = signature_of(op, wanted, where, shape, scalars)
+    effective = policy.effective(backend or policy.scope())
+    registry = hosts.registry(host) if host is not None else None
+    return selection.evaluate(op, signature, effective, registry)
+
+
+def signature_of(
+    op: Op,
+    wanted: torch.dtype,
+    where: Any,
+    shape: str | None = None,
+    scalars: Sequence[str] = (),
+) -> opmux.Signature:
+    """Return a signature of an op; what is not given comes from its first sample."""
     values = _sample_values(op)
     dtypes = tuple(
         (t, wanted if t == op.leading else spec.dtype or wanted)
@@ -78,14 +96,32 @@ def what_if(
     for item in scalars:
         key, _, text = item.partition("=")
         if key not in op.scalars:
-            raise ValueError(f"{name} has no integer argument {key!r}")
+            raise ValueError(f"{op.name} has no integer argument {key!r}")
         try:
             axes[key] = int(text)
         except ValueError:
-            raise ValueError(f"{name}: {key} must be an integer, got {text!r}") from None
-    ordered = tuple((a, axes[a]) for a in op.axes)
-    signature = opmux.Signature(name, where, dtypes, ordered)
-    return selection.evaluate(op, signature, policy.effective(backend or policy.scope()))
+            raise ValueError(f"{op.name}: {key} must be an integer, got {text!r}") from None
+    return opmux.Signature(op.name, where, dtypes, tuple((a, axes[a]) for a in op.axes))
+
+
+def elsewhere(plugins: Sequence[tuple[opmux.Backend, str, str]]) -> list[dict[str, Any]]:
+    """Return what every op would run on every host of this package, for the default policy."""
+    settings = policy.Settings()
+    rows = []
+    for name, op in all_ops().items():
+        row: dict[str, Any] = {"op": name, "hosts": {}}
+        for host in map(hosts.load, hosts.names()):
+            registry = hosts.registry(host, plugins)
+            where = hosts.device(host.device)
+            winners: dict[str, list[str]] = {}
+            for dtype in op.dtypes or FLOATS:
+                signature = signature_of(op, dtype, where)
+                found = selection.evaluate(op, signature, lambda _: settings, registry)
+                winner = found.winner.name if found.winner else "no kernel"
+                winners.setdefault(winner, []).append(_short(dtype))
+            row["hosts"][host.name] = winners
+        rows.append(row)
+    return rows
 
 
 def _sample_values(op: Op) -> dict[str, Any]:
@@ -111,6 +147,8 @@ def doctor() -> dict[str, Any]:
         facts = {"arch": found.arch, **dict(found.facts)}
         if found.refused:
             facts["refused"] = str(found.refused)
+        facts["conformance"] = loaded.conformance.sentence
+        facts["first load"] = loaded.tried.describe() if loaded.tried is not None else ""
         backends.append(
             {
                 "name": loaded.name,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from opmux.conformance.levels import MemoryFault
+
 GUARD = 4096  # bytes on each side: longer than any vector, and keeps the alignment of an allocation
 
 
@@ -95,7 +97,7 @@ class Guarded:
         self._before = self.buffer.clone()
 
     def check(self, written: bool) -> None:
-        """Raise AssertionError when a byte changed that may not.
+        """Raise MemoryFault when a byte changed that may not.
 
         ``written`` allows the view's own elements to change.
         """
@@ -109,7 +111,7 @@ class Guarded:
         if changed.numel():
             first = int(changed[0]) - self._place[2] * self.dtype.itemsize
             what = "outside of it" if written else "of it or around it, which is not to be written"
-            raise AssertionError(
+            raise MemoryFault(
                 f"{self.name}: {changed.numel()} bytes {what} changed, the first {first} bytes "
                 f"from its start (shape {self._place[0]}, strides {self._place[1]})"
             )

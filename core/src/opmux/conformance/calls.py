@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor
 from opmux import dispatch, selection
 from opmux.conformance.buffers import DENSE, Guarded, Layout, bits, guarded
 from opmux.conformance.cases import HUGE, Case, Claim, expected
+from opmux.conformance.levels import ClaimFault
 from opmux.kernel import Reason
 from opmux.op import Op
+from opmux.samples import TensorSpec
 
 FLOATS = ("float32", "bfloat16", "float16")
 LARGER = 4 * HUGE  # 4: the tail of gelu, 1 + erf(x), lies further out than at the usual scale
@@ -152,12 +155,20 @@ def compare(
 def check(case: Case, layout: Layout = DENSE, kind: str = "plain") -> Prepared:
     """Run a case and raise AssertionError unless results, guards and read-only inputs are right."""
     call = prepare(case, layout, kind)
-    run = runner(case.claim, call)
-    call.remember()
-    run(*call.args, *call.outs)
+    run_claimed(case.claim, call)
     call.check_guards()
     compare(case.claim.op, call.results(), expected(case, kind)[1], kind)
     return call
+
+
+def run_claimed(claim: Claim, call: Prepared) -> None:
+    """Run a call that the kernel serves; raise ClaimFault when it raises after all."""
+    run = runner(claim, call)
+    call.remember()
+    try:
+        run(*call.args, *call.outs)
+    except Exception as error:
+        raise ClaimFault(f"{claim} serves this call, and raised {error!r}") from error
 
 
 def check_refused(call: Prepared, run: Callable[..., Any]) -> Exception:
@@ -169,6 +180,24 @@ def check_refused(call: Prepared, run: Callable[..., Any]) -> Exception:
         call.check_untouched()
         return error
     raise AssertionError("the call was accepted")
+
+
+def twins(case: Case) -> list[tuple[str, str]]:
+    """Return pairs of read-only tensors that may be one: same shape, both data of the dtype."""
+    op = case.claim.op
+    bound = inspect.signature(op.body).bind(*case.sample.args, **case.sample.kwargs).arguments
+    mutated = {p.name for p in op.params if p.mutated}
+    data = [
+        name
+        for name, spec in bound.items()
+        if isinstance(spec, TensorSpec) and spec.dtype is None and name not in mutated
+    ]
+    return [
+        (a, b)
+        for i, a in enumerate(data)
+        for b in data[i + 1 :]
+        if bound[a].shape == bound[b].shape
+    ]
 
 
 def grown(case: Case, times: int, device: str | None = None) -> Prepared:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from opmux import loader
-from opmux.conformance.buffers import DENSE, Layout
+from opmux.conformance.buffers import DENSE, Guarded, Layout
 from opmux.dispatch import unknown
 from opmux.kernel import FLOATS, Kernel, Property
 from opmux.op import Op, all_ops, find
@@ -29,6 +29,14 @@ class Target:
     device: str
     loaded: loader.Loaded | None
     ops: tuple[str, ...] = ()
+
+    @property
+    def present(self) -> bool:
+        """Whether this machine has a device for the backend's tensors."""
+        if self.device == "cpu":
+            return True
+        module = getattr(torch, self.device, None)
+        return bool(module is not None and module.is_available())
 
     def kernels(self) -> Iterator[tuple[Op, Kernel]]:
         """Yield every kernel that is tested, by op name."""
@@ -105,6 +113,32 @@ class Case:
     def empty(self) -> bool:
         """Whether a tensor holds nothing."""
         return any(not shape.numel() for shape in self.shapes)
+
+    def allows(self, layout: Layout) -> bool:
+        """Whether the op's definition takes the sample in a layout; found out without data."""
+        op = self.claim.op
+        bound = inspect.signature(op.body).bind(*self.sample.args, **self.sample.kwargs)
+        bound.apply_defaults()
+
+        def place(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+            return Guarded(name, shape, dtype, "meta", layout).view
+
+        values = {
+            name: place(name, torch.Size(v.shape), v.dtype or self.claim.dtype)
+            if isinstance(v, TensorSpec)
+            else v
+            for name, v in bound.arguments.items()
+        }
+        try:
+            fresh = op.allocate(*values.values())
+            outs = fresh if isinstance(fresh, tuple) else (fresh,)
+            placed = [place("out", o.shape, o.dtype) for o in outs[: len(op.outs)]]
+            op.check(list(values.values()), placed)
+        except (TypeError, ValueError):
+            return False
+        except (RuntimeError, NotImplementedError):  # the definition looks at values
+            return True
+        return True
 
     def differs(self, layout: Layout) -> bool:
         """Whether a layout is another than dense for this sample."""

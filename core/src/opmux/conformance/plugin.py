@@ -15,6 +15,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("opmux", "conformance of an opmux backend")
     group.addoption("--opmux-backend", metavar="NAME", help="the backend to test, or reference")
     group.addoption(
+        "--opmux-level", metavar="N", type=int, choices=range(9),
+        help="run levels 0 to N; default: all",
+    )  # fmt: skip
+    group.addoption(
         "--opmux-op", metavar="OP", action="append", help="test this op only; may be repeated"
     )
     group.addoption(
@@ -24,8 +28,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start the report when one is wanted."""
-    path, backend = config.getoption("--opmux-report"), config.getoption("--opmux-backend")
-    if path and backend:
+    for marker in (
+        "opmux_level(n): the level of conformance that a test belongs to",
+        "opmux_needs(*what): what a test needs of a kernel; it is not made for others",
+        "opmux_nothing: made for no kernel",
+    ):
+        config.addinivalue_line("markers", marker)
+    backend = config.getoption("--opmux-backend")
+    if backend:
         from opmux.conformance.report import Recorder
 
-        config.pluginmanager.register(Recorder(path, backend), "opmux-report")
+        config.pluginmanager.register(Recorder(config, backend), "opmux-report")

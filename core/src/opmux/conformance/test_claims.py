@@ -12,8 +12,8 @@ from opmux import NoKernelError
 from opmux.conformance import calls, misuse
 from opmux.conformance.buffers import DENSE, LAYOUTS, Layout
 from opmux.conformance.cases import Case, Claim, expected
-from opmux.selection import REFERENCE
 
+pytestmark = pytest.mark.opmux_level(4)
 # Beyond the dtypes of the op: wider than any kernel computes, and integers as wide as floats.
 FOREIGN = (torch.float64, torch.int16, torch.int32, torch.complex64)
 
@@ -35,6 +35,17 @@ def test_serves_a_sample(claim: Claim) -> None:
     pytest.fail("every sample was refused\n" + "\n".join(reasons))
 
 
+@pytest.mark.opmux_needs("a predicate")
+def test_the_predicate_depends_on_the_signature_alone(claim: Claim) -> None:
+    """Asked again in another order, it says the same: decisions are kept, also across processes."""
+    found: list[list[str]] = []
+    prepared = [calls.prepare(case) for case in claim.cases() if not case.empty]
+    for order in (1, 1, -1):
+        found.append([str(calls.refusal(claim, call)) for call in prepared[::order]][::order])
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.opmux_needs("refusals")
 def test_refuses_samples_outside_the_claim(claim: Claim) -> None:
     """Where the predicate or the layout refuses, the call raises and writes nothing."""
     refused = 0
@@ -48,7 +59,7 @@ def test_refuses_samples_outside_the_claim(claim: Claim) -> None:
         refused += 1
         _refuses(call, claim.target.name)
     if not refused:
-        pytest.skip("the backend refuses no sample of the op at this dtype")
+        pytest.skip("another kernel of the backend serves what this one refuses")
 
 
 def _laid_out(claim: Claim) -> Iterator[tuple[Case, Layout]]:
@@ -125,11 +136,10 @@ def test_bound_calls_refuse_what_the_definition_forbids(op_case: Case) -> None:
     assert not wrong, f"{len(wrong)} mistakes\n" + "\n".join(wrong)
 
 
+@pytest.mark.opmux_needs("a backend")
 def test_the_reference_is_not_the_backend(op_case: Case) -> None:
     """Naming the backend never runs anything else."""
     name = op_case.claim.target.name
-    if name == REFERENCE:
-        pytest.skip("the reference is the backend under test")
     call = calls.prepare(op_case)
     decision = op_case.claim.op.explain(*call.values.values(), backend=name)
     assert decision.winner is None or decision.winner.backend == name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only accelerators have: streams, and graphs that capture launches."""
+"""What only accelerators have: streams, graphs that capture launches, several devices."""
 
 from __future__ import annotations
 
@@ -11,19 +11,13 @@ import torch
 from opmux.conformance import calls
 from opmux.conformance.cases import Case, expected
 from opmux.conformance.test_numerics import serve
-from opmux.kernel import Property
+
+pytestmark = pytest.mark.opmux_level(5)
 
 
-def on_gpu(case: Case) -> None:
-    """Skip elsewhere than on a device that torch drives through torch.cuda (ROCm is one too)."""
-    device = case.claim.target.device
-    if device != "cuda":
-        pytest.skip(f"device {device} has neither streams nor graphs here")
-
-
+@pytest.mark.opmux_needs("streams")
 def test_runs_on_the_current_stream(op_case: Case) -> None:
     """A launch waits for what its stream does before it, and for nothing else."""
-    on_gpu(op_case)
     serve(op_case)
     call = calls.prepare(op_case)
     run = calls.runner(op_case.claim, call)
@@ -43,12 +37,10 @@ def test_runs_on_the_current_stream(op_case: Case) -> None:
     calls.compare(op_case.claim.op, call.results(), expected(op_case, "plain")[1])
 
 
+@pytest.mark.opmux_needs("streams", "graph_capturable")
 def test_a_graph_captures_it(one_case: Case) -> None:
     """Captured once, replayed on new values: no synchronisation, no allocation outside the pool."""
-    on_gpu(one_case)
     serve(one_case)
-    if Property.GRAPH_CAPTURABLE not in one_case.claim.kernel.properties:
-        pytest.skip("the kernel does not claim to be capturable")
     call, fresh = calls.prepare(one_case), calls.prepare(one_case)
     run = calls.runner(one_case.claim, call)
     cuda: Any = torch.cuda
@@ -66,3 +58,17 @@ def test_a_graph_captures_it(one_case: Case) -> None:
     torch.cuda.synchronize()
     call.check_guards()
     calls.compare(one_case.claim.op, call.results(), expected(one_case, "plain")[1])
+
+
+@pytest.mark.opmux_needs("two devices")
+def test_runs_on_the_device_of_its_tensors(op_case: Case) -> None:
+    """Also when another device is the current one, which stays so."""
+    serve(op_case)
+    values, results = expected(op_case, "plain")
+    call = calls.Prepared(op_case.claim.op, values, results, device="cuda:1")
+    with torch.cuda.device(0):
+        calls.run_claimed(op_case.claim, call)
+        assert torch.cuda.current_device() == 0, "the kernel changed the current device"
+        torch.cuda.synchronize(1)
+    call.check_guards()
+    calls.compare(op_case.claim.op, call.results(), results)

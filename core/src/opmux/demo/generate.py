@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -108,27 +109,64 @@ def throughput(
     tokens: int = 128,
     repeats: int = 5,
     compiled: bool = False,
+    graphed: bool = False,
 ) -> float:
-    """Decoded tokens per second, sampling included: the median of repeats after a warm-up."""
+    """Decoded tokens per second, sampling included: the median of repeats after a warm-up.
+
+    ``compiled`` decodes under torch.compile; ``graphed`` captures a step, sampling and all, in a
+    CUDA graph. Both need static shapes, so attention then reads the whole cache under a mask.
+    """
     if not 0 < tokens <= model.config.context:
         raise ValueError(f"throughput: tokens must be in 1..{model.config.context}, got {tokens}")
     device = model.embedding.weight.device
-    step = torch.compile(model.decode, fullgraph=True) if compiled else model.decode
+    decode: Callable[..., Tensor] = model.decode
+    if compiled:
+        decode = torch.compile(model.decode, fullgraph=True, dynamic=False)
     uniform = torch.rand(tokens, batch, generator=torch.Generator().manual_seed(0)).to(device)
     cache = model.new_cache(batch)
+    token = torch.empty(batch, dtype=torch.int32, device=device)
+    positions = torch.empty(batch, dtype=torch.int64, device=device)
+    draw = torch.empty_like(uniform[0])
+
+    def step(length: int | None) -> None:
+        logits = decode(ops, token, positions, cache, length)
+        token.copy_(_sample(ops, logits, draw, 0.7, 40, 0.95))
+        positions.add_(1)
+
+    def start() -> None:
+        token.fill_(ord("\n"))
+        positions.zero_()
+        draw.zero_()
+
+    start()
+    replay = _graph(lambda: step(None)) if graphed else None
 
     def run() -> float:
-        token = torch.full((batch,), ord("\n"), dtype=torch.int32, device=device)
-        positions = torch.zeros(batch, dtype=torch.int64, device=device)
+        start()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        start = time.perf_counter()
+        begin = time.perf_counter()
         for i in range(tokens):
-            logits = step(ops, token, positions, cache, None if compiled else i + 1)
-            token = _sample(ops, logits, uniform[i], 0.7, 40, 0.95)
-            positions += 1
+            draw.copy_(uniform[i])
+            if replay is not None:
+                replay()
+            else:
+                step(None if compiled else i + 1)
         token.cpu()  # waits for the device
-        return batch * tokens / (time.perf_counter() - start)
+        return batch * tokens / (time.perf_counter() - begin)
 
     run()
     return statistics.median(run() for _ in range(repeats))
+
+
+def _graph(step: Callable[[], None]) -> Callable[[], None]:
+    """Capture a step; the calls before it load and compile what a capture may not."""
+    side: Any = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay

@@ -123,6 +123,7 @@ def _() -> Iterator[Sample]:
         yield sample(6, 5, 160, 32, layout, True)  # tokens and groups to pad, int8
         yield sample(3, 0, 128, 128, layout, False)  # empty
     yield sample(1, 1, 128, 128, 0, False)  # decode
+    yield sample(300, 2, 32, 32, 1, True)  # more experts than a block has threads
     yield sample(8, 9, 192, 64, 0, False)  # the middle group size, odd group count
     yield sample(9, 10, 192, 64, 0, True)
     yield sample(4, 16, 2048, 128, 0, False)  # DeepSeek-V3

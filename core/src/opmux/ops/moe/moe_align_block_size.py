@@ -55,8 +55,10 @@ def moe_align_block_size(
 
 def _blocks(topk_ids: Tensor, num_experts: int, block_size: int) -> int:
     numel = topk_ids.numel()
-    # sym_min: while tracing, min() would decide and recompile
-    experts = torch.sym_min(numel, num_experts)
+    # min() of a symbolic size would decide and recompile. Dynamo shows such sizes as plain ints and
+    # does not: it traces min(), and up to torch 2.11 refuses sym_min of two ints.
+    smaller = torch.sym_min if isinstance(numel, torch.SymInt) else min
+    experts = smaller(numel, num_experts)
     blocks: int = (numel + experts * (block_size - 1)) // block_size
     return blocks
 

@@ -31,7 +31,8 @@ def fused_qk_norm_rope(
 
     ``x / sqrt(mean(x**2) + eps) * weight`` over each head, then its first rot_dim values rotated by
     the token's position: pairs (a, b), at (i, i + rot_dim / 2) in the neox style and (2i, 2i + 1)
-    otherwise, become ``(a*cos - b*sin, b*cos + a*sin)``. In float32, rounded once.
+    otherwise, become ``(a*cos - b*sin, b*cos + a*sin)``. In float32, rounded once. On other devices
+    than the CPU a token whose position is outside of the cache stays as it is.
 
     Shapes:
         qkv: (T, (num_heads_q + num_heads_k + num_heads_v) * head_dim), float32, bfloat16 or
@@ -89,6 +90,11 @@ def _() -> Iterator[Sample]:
         randn(5, 6 * 80), 3, 2, 1, 80, 1e-5, randn(80), randn(80), randn(9, 32), False,
         randint(0, 9, 5, dtype=torch.int32),
     )  # fmt: skip
+    for head_dim, is_neox in ((64, False), (256, True)):  # partial in whole vectors
+        yield Sample(
+            randn(9, 5 * head_dim), 3, 1, 1, head_dim, 1e-6, randn(head_dim), randn(head_dim),
+            randn(9, head_dim // 2, dtype=torch.float32), is_neox, randint(0, 9, 9),
+        )  # fmt: skip
     yield Sample(  # scalar tail
         randn(3, 4 * 6), 2, 1, 1, 6, 1e-6, randn(6), randn(6), randn(5, 6), True, randint(0, 5, 3),
     )  # fmt: skip

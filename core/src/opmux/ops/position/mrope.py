@@ -35,7 +35,7 @@ def mrope(
     i < 3 * section_h with i % 3 == 1, width those i < 3 * section_w with i % 3 == 2, time the rest.
     Pairs (a, b), at (i, i + rot_dim / 2) in the neox style and (2i, 2i + 1) otherwise, become
     ``(a*cos - b*sin, b*cos + a*sin)``, in float32, rounded once; behind rot_dim a head stays as it
-    is.
+    is, and so does on other devices than the CPU a token with a position outside of the cache.
 
     Shapes:
         positions: (3, T), int32 or int64, each below max_position

@@ -25,7 +25,8 @@ def rotary_embedding(
     """Rotate pairs ``(a, b)`` of each head to ``(a*cos - b*sin, b*cos + a*sin)``, in place.
 
     Computed in float32 and rounded once. A pair is (i, i + rot_dim / 2) in the neox style and
-    (2i, 2i + 1) otherwise; the rest of a head behind rot_dim stays as it is.
+    (2i, 2i + 1) otherwise; the rest of a head behind rot_dim stays as it is, and so does on other
+    devices than the CPU a token whose position is outside of the cache.
 
     Shapes:
         positions: (T,), int32 or int64, each below max_position

@@ -1,23 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// Quantisation of rows that a block reads whole: with a scale for each row, and behind a norm,
-// which needs the whole row, with a scale for each row or group.
+// Norms that quantise their result, with a scale for each row or group.
 #pragma once
 
 #include "quantization/quantize.h"
 
 namespace opmux::gpu {
 
-struct RowQuantRows {
+struct NormQuantRows {
   const void* x;
   int64_t x_stride;
   void* residual;  // nullptr: nothing is added
   int64_t residual_stride;
-  const void* weight;  // nullptr: no norm
+  const void* weight;
   float eps;
   QuantizedRows out;
   FloatType type;
 };
-using LaunchRowQuant = void(const RowQuantRows&, Stream);
+using LaunchNormQuant = void(const NormQuantRows&, Stream);
 
 #if OPMUX_LAUNCHER
 
@@ -28,8 +27,7 @@ inline void check_norm_quant(const char* op, const Tensor& x, const Tensor& weig
         "weight must have one element per column");
 }
 
-// Quantises rows of x after their norm, and after a residual was added.
-inline void norm_quant(const char* op, LaunchRowQuant* launch, const Tensor& x,
+inline void norm_quant(const char* op, LaunchNormQuant* launch, const Tensor& x,
                        const Tensor* residual, const Tensor& weight, double eps,
                        const QuantizedRows& out) {
   const FloatType type = float_type(op, x);

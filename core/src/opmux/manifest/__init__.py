@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The static manifest of a backend: what it needs and implements, readable without importing it.
 
-``opmux-backend.json`` lies in the backend's package. Builds write it with
-``python -m opmux.manifest --package src/opmux_acme --library build/_opmux_acme.so --output FILE``.
+``opmux-backend.json`` lies in the backend's package; ``python -m opmux.manifest`` writes it.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import importlib
 import importlib.util
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +15,9 @@ from typing import Any
 
 FILE = "opmux-backend.json"
 FORMAT = 1
+# What a backend that is built now needs, as (lowest, below).
+OPMUX = ("0.1", "0.2")
+TORCH = ("2.10", "")
 
 
 class ManifestError(Exception):
@@ -98,41 +96,18 @@ def _range(value: Any) -> tuple[str, str]:
     return _text(low), _text(below)
 
 
-def build(
-    package: Path,
-    library: Path | None = None,
-    opmux: tuple[str, str] = ("0.1", "0.2"),
-    torch: tuple[str, str] = ("2.10", ""),
+def describe(
+    backend: str,
+    device: str,
+    ops: Mapping[str, str],
+    opmux: tuple[str, str] = OPMUX,
+    torch: tuple[str, str] = TORCH,
 ) -> dict[str, Any]:
-    """Return the manifest of a package, whose ``opmux_backend`` hook is called for it."""
-    from opmux.op import find as find_op
-
-    sys.path.insert(0, str(package.resolve().parent))
-    backend = importlib.import_module(package.name).opmux_backend()
-    data: dict[str, Any] = {
+    """Return the manifest of a backend without a library; ``ops`` maps names to digests."""
+    return {
         "format": FORMAT,
-        "backend": backend.name,
-        "device": backend.device,
+        "backend": backend,
+        "device": device,
         "requires": {"opmux": list(opmux), "torch": list(torch)},
-        "ops": {name: find_op(name).schema_hash for name in sorted(backend.kernels)},
+        "ops": dict(ops),
     }
-    if library is not None:
-        digest = hashlib.sha256(library.read_bytes()).hexdigest()
-        data["library"] = {"file": library.name, "sha256": digest}
-    return data
-
-
-def main() -> None:
-    """Write a manifest; the last step of a backend's build."""
-    parser = argparse.ArgumentParser(prog="python -m opmux.manifest", description=__doc__)
-    parser.add_argument("--package", type=Path, required=True, help="the package's folder")
-    parser.add_argument("--library", type=Path, help="the native library that it ships")
-    parser.add_argument("--output", type=Path, help="default: the package's folder")
-    args = parser.parse_args()
-    text = json.dumps(build(args.package, args.library), indent=2) + "\n"
-    output: Path = args.output or args.package / FILE
-    output.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

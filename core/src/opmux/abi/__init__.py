@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``opmux check-abi``: which torch, which Python and which Linux a wheel's libraries load in.
+
+Nothing is loaded or imported: the answer follows from the ELF symbols and the wheel's metadata.
+"""
+
+from __future__ import annotations
+
+from opmux.abi.check import Finding, Report, check
+
+__all__ = ["Finding", "Report", "check"]
