@@ -8,6 +8,8 @@ them is unpacked first). A case is checked before it is timed: every library run
 inputs, its poisoned outputs are compared with the float32 reference. Then CUDA graphs are
 replayed over inputs that no cache holds, in rounds that take turns. Libraries that cannot share a
 process are measured in several, with opmux in each; a crash costs the one case of the one library.
+In a graph launches follow each other as in a model's: who lets a kernel start while the one before
+it ends gains by it, as the empty kernel's time, which has no such overlap, shows.
 """
 
 from __future__ import annotations

@@ -12,7 +12,10 @@ import re
 import subprocess
 import sys
 import venv
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,7 +121,43 @@ class Environment:
         return self.pytest(*kit, *args, cwd=cwd, **env)
 
 
+Job = Callable[..., Any]
+
+
+def job(work: Job) -> Callable[[Job], Job]:
+    """Run ``work(author, folder, *parameters)`` beside other jobs; the test gets ``outcome``."""
+
+    def mark(test: Job) -> Job:
+        test.job = work  # type: ignore[attr-defined]
+        return test
+
+    return mark
+
+
 @pytest.fixture(scope="session")
 def author(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """Return an environment that all tests share."""
     return Environment(tmp_path_factory.mktemp("author"))
+
+
+@pytest.fixture(scope="module")
+def jobs(
+    author: Environment, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[Any]]]:
+    """Start the jobs of a file's tests, two at a time: each waits for processes."""
+    items = [i for i in request.session.items if getattr(i, "module", None) is request.module]
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            item.nodeid: pool.submit(
+                item.function.job, author, tmp_path_factory.mktemp("job"),  # type: ignore[attr-defined]
+                *(item.callspec.params.values() if hasattr(item, "callspec") else ()),
+            )
+            for item in items
+            if hasattr(getattr(item, "function", None), "job")
+        }  # fmt: skip
+
+
+@pytest.fixture
+def outcome(jobs: dict[str, Future[Any]], request: pytest.FixtureRequest) -> Any:
+    """Return what the test's job returned, or raise what it raised."""
+    return jobs[request.node.nodeid].result()

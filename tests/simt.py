@@ -8,6 +8,7 @@ what has changed.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU = ROOT / "backends" / "common" / "gpu"
@@ -46,7 +47,7 @@ MUTANTS = {
     ),
     "reused_too_early": Mutant(
         "sampling/row.cuh", "f, w.counts);\n  __syncthreads();", "f, w.counts);",
-        "min_p_sample", 32, "race: shared memory written without a barrier",
+        "top_k_top_p_sample", 32, "race: shared memory written without a barrier",
     ),
     "thirty_two_lanes": Mutant(
         "reduce.cuh", "reduce_lanes<kWarp>(value, f);\n  if", "reduce_lanes<32>(value, f);\n  if",
@@ -137,15 +138,25 @@ def opmux_backend() -> Backend:
 """
 
 
+def claims() -> dict[str, Any]:
+    """Return what the CUDA backend claims, by its sources: an installed package stays as it is."""
+    path = PACKAGES / "opmux_cuda" / "kernels.py"
+    spec = importlib.util.spec_from_file_location("opmux_cuda_claims", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: dict[str, Any] = module.KERNELS
+    return found
+
+
 def offer(folder: Path) -> None:
     """Make each module a backend for tensors on the CPU, with the claims of the CUDA backend."""
     from opmux.op import all_ops
-    from opmux_cuda.kernels import KERNELS
     from plugins import make_plugin, manifest_for
 
     for module in [*map(str, WARPS), *MUTANTS]:
         ops = [MUTANTS[module].op] if module in MUTANTS else sorted(OPS)
-        ops = [op for op in ops if op in KERNELS and op in all_ops()]
+        ops = [op for op in ops if op in claims() and op in all_ops()]
         digest = hashlib.sha256(library(module).read_bytes()).hexdigest()
         make_plugin(
             folder,
@@ -164,7 +175,7 @@ class Run:
         path = os.pathsep.join([str(site), str(PACKAGES), *filter(None, sys.path)])
         name = f"simt_{module}"
         command = [sys.executable, str(Path(__file__).with_name("simt_cases.py")), name, layouts]
-        self.found: dict[str, dict[str, object]] = {}
+        self.found: dict[str, dict[str, Any]] = {}
         self.process = subprocess.Popen(
             [*command, *ops],
             env={**os.environ, "PYTHONPATH": path, "OPMUX_BACKENDS": name, "OMP_NUM_THREADS": "1"},
@@ -173,7 +184,7 @@ class Run:
             stderr=subprocess.STDOUT,
         )
 
-    def result(self, op: str) -> dict[str, object]:
+    def result(self, op: str) -> dict[str, Any]:
         """Wait for an op and return what its cases gave."""
         tail: list[str] = []
         while op not in self.found and self.process.stdout is not None:

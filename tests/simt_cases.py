@@ -19,8 +19,8 @@ from opmux.conformance.cases import Case
 # Elements of a sample. The sources run a thousand times slower than on a GPU: one token of the
 # largest models, some of the others.
 SMALL = 150_000
-MANY = 20  # wrong cases of an op after which the others say nothing new
 LOGITS = 300_000  # two rows of a large vocabulary: other paths than a small one, in one layout
+MANY = 20  # wrong cases of an op after which the others say nothing new
 
 
 def kinds(case: Case, names: str) -> list[tuple[Layout, str]]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from click.testing import CliRunner
 
 from opmux import abi
 from opmux.abi import elf
-from opmux.abi.check import torch_symbols
+from opmux.abi.symbols import torch_symbols
 from opmux.abi.wheel import WheelError
 from opmux.cli.app import cli
 
@@ -221,8 +222,7 @@ def test_against_a_torch(tmp_path: Path) -> None:
     assert report.facts["missing_in"] == {"2.9.1+cpu": 1}
     assert "lacks 1 of its symbols: aoti_torch_get_dim" in str(report.findings)
     library(home / "lib", "int aoti_torch_get_dim(void) { return 0; }", name="libtorch_cpu.so")
-    elf_cache = __import__("opmux.abi.check", fromlist=["_exports"])._exports
-    elf_cache.cache_clear()
+    importlib.import_module("opmux.abi.check")._exports.cache_clear()
     report = abi.check(wheel(tmp_path, {"acme/_acme.so": built}), [home])
     assert report.facts["missing_in"] == {"2.9.1+cpu": 0}
 

@@ -7,10 +7,11 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from environments import ROOT, Environment
+from environments import ROOT, Environment, job
 from opmux import manifest
 from opmux.op import find
 
@@ -88,16 +89,19 @@ def pybind11_site(author: Environment, tmp_path_factory: pytest.TempPathFactory)
     return install(author, "acme_pybind11", tmp_path_factory.mktemp("acme"))
 
 
-def test_existing_vendor_code_conforms(
-    author: Environment, pybind11_site: Path, tmp_path: Path
-) -> None:
-    report = tmp_path / "conformance.json"
+def conform(author: Environment, folder: Path) -> Any:
+    site = install(author, "acme_pybind11", folder)
+    report = folder / "conformance.json"
     # speed is not what plain loops are about, nor what a shared machine can measure
-    author.conform("acme_pybind11", "--opmux-level", "7", "--opmux-report", report, cwd=tmp_path,
-                   PYTHONPATH=str(pybind11_site))  # fmt: skip
-    found = json.loads(report.read_text())
-    assert found["passed"]
-    assert set(found["ops"]) == {"fused_add_rmsnorm", "rmsnorm", "silu_and_mul"}
+    author.conform("acme_pybind11", "--opmux-level", "7", "--opmux-report", report, cwd=folder,
+                   PYTHONPATH=str(site))  # fmt: skip
+    return json.loads(report.read_text())
+
+
+@job(conform)
+def test_existing_vendor_code_conforms(outcome: Any) -> None:
+    assert outcome["passed"] and outcome["level"] == 7
+    assert set(outcome["ops"]) == {"fused_add_rmsnorm", "rmsnorm", "silu_and_mul"}
 
 
 def test_it_is_chosen_by_policy_and_by_its_declared_domain(

@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -17,13 +16,13 @@ import torch
 
 import simt
 from opmux.op import all_ops, find
-from simt import GPU, MUTANTS, OPS, PACKAGES, WARPS, Run
+from simt import GPU, MUTANTS, OPS, WARPS, Run
 
 LAYOUTS = {32: "all", 64: "dense,misaligned", 128: "dense,misaligned"}
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Path]:
+def site(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """Build the modules, which takes minutes the first time, and offer each as a backend."""
     pytest.importorskip("pybind11", reason="the SIMT modules are pybind11 extensions")
     if not shutil.which("ninja", path=simt.PATH):
@@ -35,11 +34,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) 
         except RuntimeError as error:
             print(error)
             pytest.fail("the GPU sources do not compile, see above", pytrace=False)
-    sys.path.insert(0, str(PACKAGES))
     folder = tmp_path_factory.mktemp("site")
     simt.offer(folder)
-    yield folder
-    sys.path.remove(str(PACKAGES))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +57,9 @@ def test_every_shared_op_matches_the_reference(runs: dict[int, Run], warp: int, 
     assert found["cases"] > 0, f"no sample of {op} is small enough to run here"
 
 
-def test_every_shared_op_is_defined_and_claimed(site: Path) -> None:
-    from opmux_cuda.kernels import KERNELS
-
+def test_every_shared_op_is_defined_and_claimed() -> None:
     assert sorted(set(OPS) - set(all_ops())) == [], "without a definition in core"
-    assert sorted(set(OPS) - set(KERNELS)) == [], "without a line in opmux_cuda/kernels.py"
+    assert sorted(set(OPS) - set(simt.claims())) == [], "without a line in opmux_cuda/kernels.py"
     families = {name: path.parent.name for name, path in OPS.items()}
     assert families == {name: find(name).__module__.split(".")[-2] for name in OPS}
 

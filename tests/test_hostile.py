@@ -113,7 +113,7 @@ HOSTILE = {
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(600)", "crashed", "did not end"
     ),
     # raises what nobody raises
-    "raises_keyboard_interrupt": Hostile("raise KeyboardInterrupt", "crashed", "exit status"),
+    "raises_keyboard_interrupt": Hostile("raise KeyboardInterrupt", "crashed", "SIGINT"),
     "raises_base_exception": Hostile(
         "class Stop(BaseException): pass\nraise Stop('enough')", "crashed", "exit status 1"
     ),
@@ -123,7 +123,7 @@ HOSTILE = {
     "out_of_memory": Hostile("bytearray(1 << 60)", "failed to load", "MemoryError", alone=True),
     # libraries that are none for this machine
     "cut_library": Hostile(
-        WITH_LIBRARY, "failed to load", "bad.so", LIBRARY + REGISTER % "", "cut", alone=True
+        WITH_LIBRARY, "crashed", "SIGBUS", LIBRARY + REGISTER % "", "cut"
     ),
     "library_for_another_machine": Hostile(
         WITH_LIBRARY, "failed to load", "bad.so", LIBRARY + REGISTER % "", "machine", alone=True
@@ -172,7 +172,8 @@ HOSTILE = {
     "closes_files": Hostile("os.closerange(3, 4096)", "crashed", ""),
     # takes what is another's
     "defines_an_op_of_core": Hostile(
-        "from opmux.op import op\n@op\ndef silu_and_mul(x: torch.Tensor) -> torch.Tensor: return x\n",
+        "from opmux.op import op\n"
+        "@op\ndef silu_and_mul(x: torch.Tensor) -> torch.Tensor: return x\n",
         "failed to load", "silu_and_mul is defined twice", alone=True,
     ),
     "twice_the_same_symbol": Hostile(
@@ -185,7 +186,7 @@ HOSTILE = {
     ),
     # lies in its manifest
     "manifest_too_deep": Hostile(
-        "", "interface", "cannot be read", raw="[" * 100_000, alone=True
+        "", "failed to load", "RecursionError", raw="[" * 100_000, alone=True
     ),
     "manifest_of_bytes": Hostile("", "interface", "cannot be read", raw="\0\1\2", alone=True),
     "manifest_lies_about_the_digest": Hostile(

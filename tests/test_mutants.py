@@ -40,6 +40,7 @@ class Mutant:
     library: str = ""  # C, for _acme.so
     early: bool = False  # _early.so lies beside it
     apart: str = ""  # the way of loading, in a process of its own, that shows it
+    device: str = "cpu"
 
 
 NUMBERS = "test_matches_the_reference["
@@ -163,7 +164,8 @@ def write(site: Path, name: str, mutant: Mutant) -> None:
     """Write a mutant as a distribution of its own."""
     folder = site / name
     changes = dict(mutant.manifest or {})
-    manifest = manifest_for(name, (mutant.op,))
+    manifest = manifest_for(name, (mutant.op,), mutant.device)
+    source = "mutants.py" if mutant.device == "cpu" else "mutants_cuda.py"
     package = folder / f"opmux_{name}"
     package.mkdir(parents=True)
     if mutant.library:
@@ -177,7 +179,7 @@ def write(site: Path, name: str, mutant: Mutant) -> None:
         compile_library(package, "int nothing;", "_early.so")
     make_plugin(
         folder, dist=f"opmux-{name.replace('_', '-')}", name=name,
-        code=(HERE / "mutants.py").read_text(encoding="utf-8"), manifest={**manifest, **changes},
+        code=(HERE / source).read_text(encoding="utf-8"), manifest={**manifest, **changes},
     )  # fmt: skip
     shutil.copy(HERE / "acme.py", package)
     if mutant.requires:
@@ -208,17 +210,17 @@ def possible(name: str) -> str:
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Run the kit on every mutant, in one process."""
-    site = tmp_path_factory.mktemp("site")
+    return run(
+        tmp_path_factory.mktemp("site"), {n: m for n, m in MUTANTS.items() if not possible(n)}
+    )
+
+
+def run(site: Path, mutants: dict[str, Mutant]) -> dict[str, Any]:
+    """Write mutants, run the kit on them in two processes, and return the reports."""
     (site / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
-    names = [name for name in MUTANTS if not possible(name)]
-    for name in names:
-        write(site, name, MUTANTS[name])
-    return run(site, names)
-
-
-def run(site: Path, names: list[str]) -> dict[str, Any]:
-    """Run the kit on mutants, in two processes."""
-    runs = [f"{n}:{MUTANTS[n].op}:{MUTANTS[n].level}:{MUTANTS[n].apart}" for n in names]
+    for name, mutant in mutants.items():
+        write(site, name, mutant)
+    runs = [f"{name}:{m.op}:{m.level}:{m.apart}" for name, m in mutants.items()]
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -244,7 +246,11 @@ def test_it_is_caught_at_its_level(reports: dict[str, Any], name: str) -> None:
     why = possible(name)
     if why:
         pytest.skip(why)
-    mutant, report = MUTANTS[name], reports[name]
+    check(MUTANTS[name], reports[name])
+
+
+def check(mutant: Mutant, report: dict[str, Any]) -> None:
+    """Raise unless a report has exactly the failure that a mutant is made for."""
     assert not report["passed"], "it was not caught"
     (failure,) = report["failures"]
     assert failure["level"] == mutant.level, failure

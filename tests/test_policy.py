@@ -86,6 +86,7 @@ def test_layers_join_key_by_key(monkeypatch: pytest.MonkeyPatch) -> None:
         "backends": {"value": ("b_conf",), "origin": "configure()"},
         "on_unsupported": {"value": "reference", "origin": "OPMUX_ON_UNSUPPORTED"},
         "require": {"value": ("deterministic",), "origin": str(Path("opmux.toml").resolve())},
+        "require_conformance": {"value": None, "origin": "default"},
     }
 
 

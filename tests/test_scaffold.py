@@ -9,8 +9,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from environments import ROOT, Environment
+from environments import ROOT, Environment, job
 from opmux import scaffold
 from opmux.cli.app import cli
 
@@ -29,8 +27,9 @@ PROJECTS = [
 ]
 NVCC = [("cuda", "stable-abi"), ("cuda", "pybind11")]
 # The kit does the same for every backend without its device: two stand for all.
-CONFORMING = [p for p in PROJECTS if p[0] == "cpu"] + [
-    ("cuda", "stable-abi"), ("privateuse1", "pybind11"),
+# The guide of tests/test_docs.py does it for cpu and stable-abi.
+CONFORMING = [
+    ("cpu", "pybind11"), ("cpu", "python"), ("cuda", "stable-abi"), ("privateuse1", "pybind11"),
 ]  # fmt: skip
 
 
@@ -38,8 +37,10 @@ def new(*args: str | Path) -> Result:
     return CliRunner().invoke(cli, ["new-backend", *map(str, args)])
 
 
-def outcome(author: Environment, folder: Path, device: str, binding: str) -> dict[str, Any]:
+def build_and_test(author: Environment, folder: Path, device: str, binding: str) -> Any:
     """Write a project, build and install it, run its tests and the kit; nothing is changed."""
+    if (device, binding) in NVCC and not shutil.which("nvcc"):
+        return None
     name = f"new_{device}_{binding.replace('-', '_')}"
     project = folder / "project"
     scaffold.write(name, device, binding, project)
@@ -48,44 +49,28 @@ def outcome(author: Environment, folder: Path, device: str, binding: str) -> dic
     report = folder / "conformance.json"
     own = author.pytest("tests", cwd=project, PYTHONPATH=str(site))
     if (device, binding) not in CONFORMING:
-        return {"tests": own}
+        return own, None
     author.conform(
         name, "--opmux-level", "3", "--opmux-report", report, cwd=folder, PYTHONPATH=str(site)
     )
-    return {"tests": own, "report": json.loads(report.read_text())}
+    return own, json.loads(report.read_text())
 
 
-@pytest.fixture(scope="module")
-def outcomes(
-    author: Environment, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[dict[tuple[str, str], Future[dict[str, Any]]]]:
-    """Start on all projects that are selected, two at a time."""
-    specs = [getattr(item, "callspec", None) for item in request.session.items]
-    selected = {spec.params.get("pair") for spec in specs if spec}
-    with ThreadPoolExecutor(2) as pool:
-        yield {
-            pair: pool.submit(outcome, author, tmp_path_factory.mktemp("-".join(pair)), *pair)
-            for pair in PROJECTS
-            if pair in selected and (pair not in NVCC or shutil.which("nvcc"))
-        }
-
-
-@pytest.mark.parametrize("pair", PROJECTS, ids="-".join)
+@job(build_and_test)
+@pytest.mark.parametrize(("device", "binding"), PROJECTS)
 def test_an_unmodified_project_passes_its_tests_and_the_kit(
-    outcomes: dict[tuple[str, str], Future[dict[str, Any]]], pair: tuple[str, str]
+    outcome: Any, device: str, binding: str
 ) -> None:
-    if pair not in outcomes:
+    if outcome is None:
         pytest.skip("nvcc is not on the PATH")
-    found = outcomes[pair].result()
-    assert " passed" in found["tests"]
-    if pair[1] == "triton" and importlib.util.find_spec("triton") is None:
-        assert "Triton is not installed (pip install triton)" in found["tests"]
-    if pair not in CONFORMING:
-        return
-    report = found["report"]
-    assert report["passed"] and not report["failures"]
-    here = pair[0] == "cpu" or (pair[0] == "cuda" and torch.cuda.is_available())
-    assert (report["level"] == 3) == here and (report["level"] in (2, 3))
+    own, report = outcome
+    assert " passed" in own
+    if binding == "triton" and importlib.util.find_spec("triton") is None:
+        assert "Triton is not installed (pip install triton)" in own
+    if report is not None:
+        assert report["passed"] and not report["failures"]
+        here = device == "cpu" or (device == "cuda" and torch.cuda.is_available())
+        assert report["level"] == (3 if here else 2)
 
 
 def test_generated_sources_are_clean(tmp_path: Path) -> None:

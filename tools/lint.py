@@ -32,6 +32,7 @@ def main() -> None:
         ["mypy"],
         ["clang-format", "--dry-run", "--Werror", *native],
         ["typos"],
+        ["python", "tools/generate.py", "--check"],
         ["shellcheck", *shell],
     ]
     failed = []

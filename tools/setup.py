@@ -191,9 +191,9 @@ class Setup:
         groups = ["build"] + (["cli", "test"] if self.install else [])
         self.step(f"torch {TORCH}", TORCH, lambda _: _torch())
         self.tools("build and test tools", *groups)
-        self.deliver(
-            ROOT / "core", digest(ROOT / "core"), install=True
-        )  # builds the others' manifest
+        shipped = [ROOT / "backends/common" / part for part in ("cmake", "include")]
+        # builds the others' manifest
+        self.deliver(ROOT / "core", digest(ROOT / "core", *shipped), install=True)
         for name, reason in backends(self.asked, not self.install):
             folder = ROOT / "backends" / name
             if reason:
@@ -252,7 +252,7 @@ def _torch() -> None:
 
 def interfaces() -> str:
     """Return a digest of what a backend's manifest takes from core."""
-    return digest(ROOT / "core" / "src" / "opmux" / "ops", ROOT / "core/src/opmux/manifest.py")
+    return digest(ROOT / "core" / "src" / "opmux" / "ops", ROOT / "core/src/opmux/manifest")
 
 
 def main() -> None:
@@ -268,6 +268,8 @@ def main() -> None:
     if not shutil.which(os.environ.get("CXX", "c++")) and not shutil.which("g++"):
         sys.exit("opmux: no C++ compiler found (tried c++, g++ and $CXX); install one, e.g. g++")
     asked = frozenset(filter(None, re.split(r"[\s,]+", args.backends)))
+    if args.wheels_only and os.environ.get("OPMUX_CUDA_ARCHS"):  # who names GPUs wants that wheel
+        asked |= {"cuda"}
     columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(),
                TimeElapsedColumn())  # fmt: skip
     try:

@@ -1956,7 +1956,7 @@ class _store_kv_cache:
         *,
         backend: str | None = None,
     ) -> None:
-        """In place: ``k_cache[slot_mapping[t]] = k[t]`` and the same for v, quantised to a float8 cache.
+        """In place: ``k_cache[slot_mapping[t]] = k[t]`` and the same for v; float8 caches quantise.
 
         Rows of the caches' dtype are copied bit for bit and take no scale. Float rows go into float8
         caches as ``k * (1 / k_scale)``, in float32, clamped to the type's largest value and rounded

@@ -67,7 +67,7 @@ def _set_device(value: torch.device) -> None:
 
 
 class _Attributes:
-    """What a module or class holds under names of its own; new names are nobody's business."""
+    """What a module or class holds; names that are new and hide nothing are nobody's business."""
 
     def __init__(self, owner: Any) -> None:
         self.owner = owner
@@ -75,7 +75,9 @@ class _Attributes:
 
     def changed(self) -> list[str]:
         now = vars(self.owner)
-        return sorted(n for n, value in self.held.items() if now.get(n) is not value)
+        bases = getattr(self.owner, "__mro__", ())[1:]
+        hidden = [n for n in now.keys() - self.held.keys() if any(n in vars(b) for b in bases)]
+        return sorted([n for n, value in self.held.items() if now.get(n) is not value] + hidden)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Attributes) and not self.changed()
@@ -85,7 +87,10 @@ class _Attributes:
 
     def put_back(self) -> None:
         for name in self.changed():
-            setattr(self.owner, name, self.held[name])
+            if name in self.held:
+                setattr(self.owner, name, self.held[name])
+            else:
+                delattr(self.owner, name)
 
 
 def _own_kernels() -> frozenset[str]:
@@ -144,7 +149,7 @@ def restore(before: Snapshot) -> list[str]:
     for name, value in before.items():
         get, put = _SETTINGS[name]
         now = get()
-        if now != value:
+        if value != now:  # in this order: a snapshot of attributes looks again itself
             plain = not isinstance(value, (tuple, frozenset, _Attributes))
             changed.append(f"{name} from {value} to {now}" if plain else name)
             put(value)

@@ -237,16 +237,18 @@ def _kept(entry: importlib.metadata.EntryPoint) -> Iterator[_Record]:
             yield record
             return
         yield record
-        if record.verdict is not None and _worth_keeping(record.verdict):
-            with contextlib.suppress(OSError):
-                file.seek(0)
-                file.truncate()
-                json.dump({"format": FORMAT, **asdict(record.verdict)}, file)
-                file.flush()
+        _keep(record, file)
 
 
-def _worth_keeping(verdict: Verdict) -> bool:
-    return verdict.outcome != "none" and verdict.what not in _FROM_OUTSIDE
+def _keep(record: _Record, file: IO[str]) -> None:
+    verdict = record.verdict
+    if verdict is None or verdict.outcome == "none" or verdict.what in _FROM_OUTSIDE:
+        return
+    with contextlib.suppress(OSError):
+        file.seek(0)
+        file.truncate()
+        json.dump({"format": FORMAT, **asdict(verdict)}, file)
+        file.flush()
 
 
 def _parse(text: str) -> Verdict | None:

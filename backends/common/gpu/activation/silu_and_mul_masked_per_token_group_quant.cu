@@ -77,7 +77,7 @@ void launch_silu_and_mul_masked_per_token_group_quant(const MaskedRows& in, Stre
         aligned_groups<T>(rows.x, rows.x_stride, rows.out) &&
         aligned_to(rows.x, in.x_expert, sizeof(T), kVectorBytes) &&
         aligned_to(rows.out.q, in.q_expert, 1, store_bytes<T>(rows.out.group_size));
-    for_grouping<SiluAndMulValue, T>(rows.out.group_size, aligned, [&](auto grouping_tag) {
+    for_grouping<T>(rows.out.group_size, aligned, [&](auto grouping_tag) {
       using Grouping = typename decltype(grouping_tag)::Type;
       const int64_t most_experts = kMaxSlots / rows.out.scales.padded_groups();
       const int64_t at_a_time =

@@ -10,11 +10,11 @@ namespace opmux::gpu {
 enum class CacheType : int { kCopied, kE4M3, kE5M2 };
 
 struct CacheScale {
-  const float* data;  // one element on the device; null: the value
-  float value;
+  const float* data;  // one element on the device, or null
+  float known;        // its inverse, where it is not on the device
 
 #if OPMUX_KERNEL
-  __device__ float inverse() const { return 1.0f / (data != nullptr ? *data : value); }
+  __device__ float inverse() const { return data != nullptr ? 1.0f / *data : known; }
 #endif
 };
 
@@ -37,7 +37,7 @@ inline CacheScale cache_scale(const char* op, CacheType type, const Tensor& cach
   }
   if (!scale) {
     check(value > 0.0, op, "a scale must be positive");
-    return {nullptr, static_cast<float>(value)};
+    return {nullptr, 1.0f / static_cast<float>(value)};
   }
   check_same_device(op, cache, *scale);
   check_float32(op, *scale);

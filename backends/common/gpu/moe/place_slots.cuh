@@ -28,7 +28,7 @@ namespace opmux::gpu {
 constexpr int kSlotThreads = 512;  // and slots in a tile
 constexpr int kSlotExperts = 512;
 constexpr int64_t kFewBlocks = 16;  // for few slots: 8 to 16 are best on an H200
-constexpr int kSlotBatch = 8;  // ids that a thread has on their way
+constexpr int kSlotBatch = 8;       // ids that a thread has on their way
 constexpr uint32_t kNoExpert = 0xffffffffu;
 
 // Slots of a tile are in units of as many as a word has bits.

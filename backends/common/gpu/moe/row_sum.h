@@ -82,8 +82,8 @@ __global__ void __launch_bounds__(kRowSumThreads)
 #pragma unroll
   for (int i = 0; i < kSize; ++i) sum[i] *= a.scale;
   T* out = static_cast<T*>(a.out) + token * a.out_stride + column;
-  // On an H200 stores that leave the caches first save 3 % beside rows in order, and cost 5 % beside
-  // rows in disorder. Loads are best without a hint.
+  // On an H200 stores that leave the caches first save 3 % beside rows in order, and cost 5 %
+  // beside rows in disorder. Loads are best without a hint.
   if constexpr (kPermuted) {
     store(out, narrow<T>(sum));
   } else {

@@ -178,6 +178,7 @@ void launch_layernorm(LayerNormArgs a, bool aligned, Stream stream) {
   if (a.width <= 128) return launch_layernorm_held<T, 32, 4>(a, stream);
   if (a.width <= 256) return launch_layernorm_held<T, 128, 2>(a, stream);
   if (a.width <= 512) return launch_layernorm_held<T, 256, 2>(a, stream);
+  if (a.width <= 768) return launch_layernorm_held<T, 256, 3>(a, stream);
   if (a.width <= 1024) return launch_layernorm_held<T, 256, 4>(a, stream);
   if (a.width <= 2048) return launch_layernorm_held<T, 512, 4>(a, stream);
   loop(layernorm_loop_kernel<T, kSize>, kMaxThreads);

@@ -36,25 +36,30 @@ __device__ inline float scale_of(const NormArgs& a, float squares) {
   return rsqrtf(squares * a.inverse_width + a.eps);
 }
 
-// Writes one vector of the result and, with kAdd, of the sum, which the norm takes before it is
-// rounded. The pointers are those of the vector.
-template <bool kAdd, class Weight, class T, int kSize>
-__device__ inline void finish(T* out, T* residual, const float (&value)[kSize],
-                              const Vec<T, kSize>& weight, float scale) {
+template <class Weight, class T, int kSize>
+__device__ inline void store_norm(T* to, const float (&value)[kSize], const Vec<T, kSize>& weight,
+                                  float scale) {
   float w[kSize], result[kSize];
   widen(weight, w);
 #pragma unroll
   for (int i = 0; i < kSize; ++i) result[i] = value[i] * scale * Weight::apply(w[i]);
-  if constexpr (kAdd) store(residual, narrow<T>(value));
-  store(out, narrow<T>(result));
+  store(to, narrow<T>(result));
 }
 
 constexpr int kGroupThreads = 256;
 
+// How many blocks the registers must allow on a multiprocessor: so many that 32 to 64 KiB of x are
+// on their way, as far as nothing is spilled.
+constexpr int norm_blocks(bool add, int lanes, int pieces) {
+  if (lanes <= 32 || lanes > 256) return 1;
+  return (add && pieces < 4 ? 3072 : 4096) / (lanes * pieces);
+}
+
 // kLanes threads share a row: lanes of a warp, or a block. Lanes without a row of their own go
 // along with the last one.
 template <class T, bool kAdd, class Weight, int kLanes, int kPieces>
-__global__ void __launch_bounds__(kLanes > 32 ? kLanes : kGroupThreads, 1) norm_kernel(NormArgs a) {
+__global__ void __launch_bounds__(kLanes > 32 ? kLanes : kGroupThreads,
+                                  norm_blocks(kAdd, kLanes, kPieces)) norm_kernel(NormArgs a) {
   constexpr int kSize = kFull<T>;
   __shared__ Shared<float, kMaxWarps> scratch;
   const uint32_t place =
@@ -96,9 +101,10 @@ __global__ void __launch_bounds__(kLanes > 32 ? kLanes : kGroupThreads, 1) norm_
   for (int p = 0; p < kPieces; ++p) {
     float value[kSize];
     value_of(p, value);
-    const int64_t column = static_cast<int64_t>(part.vector(p)) * kSize;
     if (part.has(p)) {
-      finish<kAdd, Weight>((kAdd ? x : other) + column, other + column, value, weight[p], scale);
+      const int64_t column = static_cast<int64_t>(part.vector(p)) * kSize;
+      if constexpr (kAdd) store(other + column, narrow<T>(value));
+      store_norm<Weight>((kAdd ? x : other) + column, value, weight[p], scale);
     }
   }
 }
@@ -128,8 +134,9 @@ __global__ void __launch_bounds__(kMaxThreads) norm_loop_kernel(NormArgs a) {
   for (int vector = first; vector < a.width; vector += step) {
     const int64_t column = static_cast<int64_t>(vector) * kSize;
     value_of(column, value);
-    finish<kAdd, Weight>((kAdd ? x : other) + column, other + column, value,
-                         load<kSize>(static_cast<const T*>(a.weight) + column), scale);
+    if constexpr (kAdd) store(other + column, narrow<T>(value));
+    store_norm<Weight>((kAdd ? x : other) + column, value,
+                       load<kSize>(static_cast<const T*>(a.weight) + column), scale);
   }
 }
 
@@ -156,6 +163,7 @@ void launch_norm(const char* op, NormArgs a, bool aligned, Stream stream) {
   if (a.width <= 128) return launch_held<T, kAdd, Weight, 32, 4>(op, a, stream);
   if (a.width <= 256) return launch_held<T, kAdd, Weight, 128, 2>(op, a, stream);
   if (a.width <= 512) return launch_held<T, kAdd, Weight, 256, 2>(op, a, stream);
+  if (a.width <= 768) return launch_held<T, kAdd, Weight, 256, 3>(op, a, stream);
   if (a.width <= 1024) return launch_held<T, kAdd, Weight, 256, 4>(op, a, stream);
   if (a.width <= 2048) return launch_held<T, kAdd, Weight, 512, 4>(op, a, stream);
   loop(norm_loop_kernel<T, kAdd, Weight, kSize>, kMaxThreads);

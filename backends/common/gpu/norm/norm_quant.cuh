@@ -88,8 +88,10 @@ constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;
 // The arithmetic takes as long as the memory, so that each step is done once: what stays in
 // registers is the product with the weight, in float32; the factors of the norm and of the scale,
 // which come later, are multiplied first; and one lane of a group finds the scale of one piece.
+// With fewer registers than four blocks a multiprocessor leave, nvcc puts loads behind arithmetic.
 template <class T, class Q, bool kAdd, bool kGroups, int kThreads, int kPieces>
-__global__ void __launch_bounds__(kThreads) norm_quant_kernel(NormQuantArgs a) {
+__global__ void __launch_bounds__(kThreads, kThreads > 256 ? 1 : 4)
+    norm_quant_kernel(NormQuantArgs a) {
   constexpr int kSize = kFull<T>;
   __shared__ FoundScratch scratch;
   __shared__ Shared<float, kMaxWarps> squares_scratch;

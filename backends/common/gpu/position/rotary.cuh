@@ -183,12 +183,6 @@ inline SharedLaunch share_groups(int64_t tokens, int64_t groups, int64_t lanes) 
           ceil_div(tokens, in_block) * parts};
 }
 
-// Whether there is work enough for several heads a thread, which have their loads in flight
-// together; else the device is filled by as many threads as there can be.
-inline bool many_heads(int64_t tokens, int64_t heads, int64_t lanes) {
-  return tokens * heads * lanes >= resident_threads();
-}
-
 // Whether the cache of angles allows vectors. Host code.
 inline bool aligned_angles(const Rotary& a, int64_t item_bytes) {
   const int64_t item = a.cos_sin_float32 ? 4 : item_bytes;

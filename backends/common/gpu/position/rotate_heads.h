@@ -86,7 +86,7 @@ void launch_rotate_heads(const char* op, const Rotary& a, const RotaryHeads& que
     };
     if (!vectors) {
       run(rotate_kernel<T, C, Position, 1, kNeox, 1>, 1);
-    } else if (many_heads(a.tokens, heads, lanes)) {
+    } else if (a.tokens * heads * lanes >= resident_threads()) {  // two have their loads in flight
       run(rotate_kernel<T, C, Position, kFull<T>, kNeox, 2>, 2);
     } else {
       run(rotate_kernel<T, C, Position, kFull<T>, kNeox, 1>, 1);

@@ -52,39 +52,27 @@ struct Group {
   bool writes;  // lanes without a group of their own read one with the others
 };
 
-// kLanes lanes hold a group, each kPairs times two vectors that adjoin and are stored as one.
-template <class T, int kLanesOfGroup, int kPairs>
+// kLanes lanes hold a group, each two vectors that adjoin and are stored as one.
+template <class T, int kLanesOfGroup>
 struct HeldGroup {
-  static constexpr int kLanes = kLanesOfGroup, kSize = kFull<T>, kPair = 2 * kSize;
+  static constexpr int kLanes = kLanesOfGroup, kSize = kFull<T>, kHeld = 2 * kSize;
 
   template <class Value, class Q>
   static __device__ float quantize(const T* x, uint8_t* q, const Group& g, int lane) {
-    Vec<T, kSize> in[kPairs][2][Value::kIn];
+    Vec<T, kSize> in[2][Value::kIn];
+    Value::read(x + lane * kHeld, g.width, in[0]);
+    Value::read(x + lane * kHeld + kSize, g.width, in[1]);
+    float value[kHeld];
 #pragma unroll
-    for (int p = 0; p < kPairs; ++p) {
-      Value::read(x + (p * kLanes + lane) * kPair, g.width, in[p][0]);
-      Value::read(x + (p * kLanes + lane) * kPair + kSize, g.width, in[p][1]);
+    for (int h = 0; h < 2; ++h) {
+      float half[kSize];
+      Value::compute(in[h], half);
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) value[h * kSize + i] = half[i];
     }
-    float value[kPairs][kPair];
-    float found = 0;
-#pragma unroll
-    for (int p = 0; p < kPairs; ++p) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float half[kSize];
-        Value::compute(in[p][h], half);
-#pragma unroll
-        for (int i = 0; i < kSize; ++i) value[p][h * kSize + i] = half[i];
-      }
-      found = largest(found, value[p]);
-    }
-    const Scale scale = scale_of<Q>(reduce_lanes<kLanes>(found, Largest{}), g.power_of_two);
-    if (g.writes) {
-#pragma unroll
-      for (int p = 0; p < kPairs; ++p) {
-        store_quantized<Q>(q + (p * kLanes + lane) * kPair, value[p], scale.inverse);
-      }
-    }
+    const float found = reduce_lanes<kLanes>(largest(0.0f, value), Largest{});
+    const Scale scale = scale_of<Q>(found, g.power_of_two);
+    if (g.writes) store_quantized<Q>(q + lane * kHeld, value, scale.inverse);
     return scale.value;
   }
 };
@@ -156,18 +144,16 @@ __global__ void __launch_bounds__(kGroupQuantThreads) group_quant_kernel(GroupQu
 }
 
 // Calls f(tag), whose Type is the grouping: held in registers by 2 to 16 lanes where the size and
-// the alignment allow. A lane has 64 bytes of x in flight where the registers suffice: index
-// arithmetic and scales, which every lane computes, would otherwise cost more than the memory.
-template <class Value, class T, class F>
+// the alignment allow.
+template <class T, class F>
 void for_grouping(int64_t group_size, bool aligned, const F& f) {
   constexpr int kSize = kFull<T>;
-  constexpr int kPairs = Value::kIn == 1 ? 2 : 1;
   const int64_t vectors = group_size / kSize;
   if (!aligned || group_size % kSize != 0) return f(TypeTag<AnyGroup<T, 1>>{});
-  if (vectors == 4) return f(TypeTag<HeldGroup<T, 2, 1>>{});
-  if (vectors == 8) return f(TypeTag<HeldGroup<T, 4 / kPairs, kPairs>>{});
-  if (vectors == 16) return f(TypeTag<HeldGroup<T, 8 / kPairs, kPairs>>{});
-  if (vectors == 32) return f(TypeTag<HeldGroup<T, 16 / kPairs, kPairs>>{});
+  if (vectors == 4) return f(TypeTag<HeldGroup<T, 2>>{});
+  if (vectors == 8) return f(TypeTag<HeldGroup<T, 4>>{});
+  if (vectors == 16) return f(TypeTag<HeldGroup<T, 8>>{});
+  if (vectors == 32) return f(TypeTag<HeldGroup<T, 16>>{});
   f(TypeTag<AnyGroup<T, kSize>>{});
 }
 
@@ -206,7 +192,7 @@ void launch_group_quant(const char* op, const GroupQuantRows& in, Stream stream)
     using T = typename decltype(type_tag)::Type;
     using Q = typename decltype(quantized_tag)::Type;
     const bool aligned = aligned_groups<T>(in.x, in.x_stride, in.out);
-    for_grouping<Value, T>(in.out.group_size, aligned, [&](auto grouping_tag) {
+    for_grouping<T>(in.out.group_size, aligned, [&](auto grouping_tag) {
       using Grouping = typename decltype(grouping_tag)::Type;
       for_slots<T>(in, kMaxSlots - 3 * kMaxGroups, [&](int64_t, const GroupQuantArgs& a) {
         const int64_t blocks = ceil_div(a.slots, kGroupQuantThreads / Grouping::kLanes);

@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kTensorQuantThreads) tensor_quant_kernel(Tenso
   __shared__ Shared<float, kMaxWarps> scratch;
   wait_for_previous();
   let_next_start();
-  // From the end: that is what the search for the maximum left in the cache.
+  // From the end, which the search for the maximum read last.
   const uint32_t first = (gridDim.x - 1 - blockIdx.x) * kStep + threadIdx.x;
   Vec<T, kSize> in[kQuantVectors];
   if (a.vectors > 0) read_vectors(a, first, in);

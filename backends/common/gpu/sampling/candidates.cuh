@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The usual case, in which few tokens stay: those that could are collected and sorted by the first
-// block of the group.
+// Tokens that could stay: the blocks of a row note them, each block that needs them reads them all.
 #pragma once
 
 #include "sampling/row.cuh"
@@ -8,161 +7,178 @@
 #if OPMUX_KERNEL
 namespace opmux::gpu {
 
-// Which tokens stay of a row, and what was drawn of them.
-struct Kept {
-  float threshold;  // values >= it stay
-  double total;     // their mass
-  int32_t token;
+// Keys from 2^-22 to 2^-6 have buckets, 32 an octave. Normalised rows have at most 64 larger ones,
+// which are *heavy*.
+struct Buckets {
+  static constexpr int kShift = 18;
+  static constexpr uint32_t kHeavy = static_cast<uint32_t>(127 - 6) << 23;
+  static constexpr int kFirst = static_cast<int>(kHeavy >> kShift) - kBuckets;
+  static_assert(kBuckets << kShift == 16 << 23);
+
+  static __device__ int of(uint32_t key) {  // negative: smaller; kBuckets and more: heavy
+    return static_cast<int>(key >> kShift) - kFirst;
+  }
+  static __device__ uint32_t low(int bucket) {
+    return static_cast<uint32_t>(kFirst + bucket) << kShift;
+  }
 };
 
-// Sorts n pairs (list[i], list[kCandidates + i]) ascending; n is a power of two.
-__device__ inline void sort_pairs(const Work& w, uint32_t n) {
-  const auto at = [&](uint32_t i) { return static_cast<int>(i); };
-  for (uint32_t size = 2; size <= n; size *= 2) {
-    for (uint32_t step = size / 2; step > 0; step /= 2) {
-      const uint32_t pair = threadIdx.x;
-      if (pair < n / 2) {
-        const uint32_t low = 2 * pair - (pair & (step - 1)), high = low + step;
-        const uint32_t a = w.list[at(low)], b = w.list[at(high)];
-        const uint32_t a2 = w.list[at(low + kCandidates)], b2 = w.list[at(high + kCandidates)];
-        const bool ordered = a < b || (a == b && a2 <= b2), ascending = (low & size) == 0;
-        if (ordered != ascending) {
-          w.list[at(low)] = b;
-          w.list[at(high)] = a;
-          w.list[at(low + kCandidates)] = b2;
-          w.list[at(high + kCandidates)] = a2;
-        }
+struct Hit {
+  int bucket;    // negative: none reaches
+  double above;  // the sum of those above
+};
+
+// Goes down the buckets, whose sums the threads hold, thread 0 that of the last: which is the first
+// that, with all above, reaches the target? All threads get the same.
+__device__ inline Hit walk(const Work& w, double above, double own, double target) {
+  const double before = above + sum_before(own, w.sums);
+  const uint32_t hit = first_of(w, own > 0 && before + own >= target, threadIdx.x);
+  if (hit == kNone) return {-1, 0};
+  if (threadIdx.x == hit) w.number[0] = before;
+  __syncthreads();
+  const Hit result = {kBuckets - 1 - static_cast<int>(hit), w.number[0]};
+  __syncthreads();
+  return result;
+}
+__device__ inline int own_bucket() { return kBuckets - 1 - static_cast<int>(threadIdx.x); }
+
+// Notes what this block found; given_words[0] counts.
+__device__ inline void note(const Work& w, uint32_t key, uint32_t index) {
+  const uint32_t place = atomic_add(w.given_words, 0, 1u);
+  if (place >= kFound) return;
+  w.found_key[static_cast<int>(place)] = key;
+  w.found_place[static_cast<int>(place)] = index;
+}
+
+// What all blocks noted, after group_sync.
+struct Noted {
+  uint32_t own;  // of the block whose rank is this thread's lane
+  uint32_t all;
+  bool fits;
+
+  __device__ Noted(const Ranks& ranks, const Work& w)
+      : own(ranks.read(w.given_words, 0)),
+        all(reduce_lanes<kWarp>(own, Add{})),
+        fits(reduce_lanes<kWarp>(own, Max{}) <= kFound) {}
+
+  // Calls f(key, rank, i) for them, shared out among the block's threads. All threads call it.
+  template <class F>
+  __device__ void for_each(const Work& w, const F& f) const {
+    const uint32_t most = reduce_lanes<kWarp>(own, Max{});
+    for (uint32_t from = 0; from < most; from += kRowThreads) {
+      const uint32_t i = from + threadIdx.x;
+      uint32_t key[kMaxRanks];
+#pragma unroll
+      for (int r = 0; r < kMaxRanks; ++r) {  // in flight together
+        const uint32_t count = shuffle(own, r);
+        key[r] = i < count ? group_read(w.found_key, r, static_cast<int>(i)) : 0;
       }
-      __syncthreads();
+#pragma unroll
+      for (int r = 0; r < kMaxRanks; ++r) {
+        if (key[r] != 0) f(key[r], r, i);
+      }
     }
   }
-}
-
-__device__ inline uint32_t power_of_two(uint32_t n) {
-  uint32_t size = 1;
-  while (size < n) size *= 2;
-  return size;
-}
-
-// Running masses of the two sorted entries that each thread holds.
-struct Running {
-  double at[2];
 };
-template <class Key>
-__device__ inline Running running_masses(const Work& w, uint32_t n, const Key& key) {
-  double mass[2];
-  for (uint32_t i = 0; i < 2; ++i) {
-    const uint32_t entry = 2 * threadIdx.x + i;
-    mass[i] = entry < n ? static_cast<double>(bits_as_float(key(entry))) : 0;
+
+// Sorts the pairs of the first n threads, no two of them equal, into w.sorted, largest first.
+__device__ inline void sort_pairs(const Work& w, uint32_t n, uint64_t own) {
+  if (threadIdx.x < n) w.pair[static_cast<int>(threadIdx.x)] = own;
+  __syncthreads();
+  if (threadIdx.x < n) {
+    uint32_t larger = 0;
+#pragma unroll 8
+    for (uint32_t i = 0; i < n; ++i) larger += w.pair[static_cast<int>(i)] > own;
+    w.sorted[static_cast<int>(larger)] = own;
   }
-  const double before = sum_before(mass[0] + mass[1], w.sums);
   __syncthreads();
-  return {{before + mass[0], before + mass[0] + mass[1]}};
 }
 
-// The first of n entries for which condition(entry, its running mass) holds, else n.
-template <class Condition>
-__device__ inline uint32_t first_entry(const Work& w, uint32_t n, const Running& running,
-                                       const Condition& condition) {
-  uint32_t first = n;
-  for (uint32_t i = 2; i-- > 0;) {
-    const uint32_t entry = 2 * threadIdx.x + i;
-    if (entry < n && condition(entry, running.at[i])) first = entry;
-  }
-  return reduce_words(w, first, n, Min{});
-}
-
-__device__ inline double mass_at(const Work& w, const Running& running, uint32_t entry) {
-  if (threadIdx.x == entry / 2) w.number[0] = running.at[entry % 2];
-  __syncthreads();
-  const double mass = w.number[0];
-  __syncthreads();
-  return mass;
-}
-
-// Collects keys >= low with their places. False if there are too many; the same for the group.
-template <class T, int kSize>
-__device__ inline bool collect(const Row<T, kSize>& row, const Work& w, uint32_t low,
-                               uint32_t* found) {
-  group_sync();  // the pool is still read as a histogram
+// Sorts those with keys in [low, high) into w.sorted: key, descending, then place, ascending.
+// Returns how many they are; more than kSorted are not sorted.
+__device__ inline uint32_t gather(const Work& w, const Noted& noted, uint32_t low, uint32_t high) {
   if (threadIdx.x == 0) w.word[0] = 0;
   __syncthreads();
-  row.for_each([&](float v, uint32_t index) {
-    const uint32_t key = key_of(v);
-    if (key < low) return;
-    const uint32_t place = atomic_add(w.word, 0, 1u);
-    if (place >= kCandidates) return;
-    w.pool[static_cast<int>(place)] = key;
-    w.pool[static_cast<int>(place) + kCandidates] = index;
+  noted.for_each(w, [&](uint32_t key, int rank, uint32_t i) {
+    if (key < low || key >= high) return;
+    const uint32_t place = group_read(w.found_place, rank, static_cast<int>(i));
+    const uint32_t at = atomic_add(w.word, 0, 1u);
+    if (at >= kSorted) return;
+    w.sorted[static_cast<int>(at)] =
+        static_cast<uint64_t>(key) << 32 | static_cast<uint32_t>(~place);
   });
-  group_sync();
-  uint32_t n = 0;
-  for (int r = 0; r < row.ranks; ++r) n += group_read(w.word, r, 0);
-  *found = n;
-  return n <= kCandidates;
+  __syncthreads();
+  const uint32_t n = w.word[0];
+  if (n > kSorted) return n;
+  const uint64_t own =
+      threadIdx.x < n ? static_cast<uint64_t>(w.sorted[static_cast<int>(threadIdx.x)]) : 0;
+  sort_pairs(w, n, own);
+  return n;
+}
+__device__ inline uint32_t key_at(const Work& w, uint32_t entry) {
+  return static_cast<uint32_t>(static_cast<uint64_t>(w.sorted[static_cast<int>(entry)]) >> 32);
+}
+__device__ inline double value_of(uint32_t key) { return static_cast<double>(bits_as_float(key)); }
+
+// The running sum of the entries, each thread having its own.
+__device__ inline double running_sum(const Work& w, double own) {
+  const double before = sum_before(own, w.sums);
+  __syncthreads();
+  return before + own;
+}
+// The first of n entries whose thread has the condition, else n.
+__device__ inline uint32_t first_entry(const Work& w, uint32_t n, bool condition) {
+  return reduce_words(w, threadIdx.x < n && condition ? threadIdx.x : n, n, Min{});
+}
+// What the thread of an entry has.
+__device__ inline double sum_at(const Work& w, double own, uint32_t entry) {
+  if (threadIdx.x == entry) w.number[0] = own;
+  __syncthreads();
+  const double sum = w.number[0];
+  __syncthreads();
+  return sum;
 }
 
-// What stays of n collected candidates; first block only. `k` 0 and `p` 1 keep all; p counts from
-// the mass `of`, if that is negative from what k leaves.
-__device__ inline Kept pick(const Work& w, int ranks, uint32_t n, uint32_t k, double p, double of,
-                            bool draws, double uniform) {
-  const auto index = [](uint32_t i) { return static_cast<int>(i); };
-  // In order of keys, descending, then of places: no order of collection shows.
-  const uint32_t padded = power_of_two(n);
-  for (uint32_t i = n + threadIdx.x; i < padded; i += kRowThreads) {
-    w.list[index(i)] = w.list[index(i + kCandidates)] = kNone;
-  }
-  uint32_t begin = 0;
-  for (int r = 0; r < ranks; ++r) {
-    const uint32_t part = group_read(w.word, r, 0);
-    for (uint32_t i = threadIdx.x; i < part; i += kRowThreads) {
-      w.list[index(begin + i)] = ~group_read(w.pool, r, index(i));
-      w.list[index(begin + i + kCandidates)] = group_read(w.pool, r, index(i + kCandidates));
-    }
-    begin += part;
-  }
-  __syncthreads();
-  sort_pairs(w, padded);
+// Which tokens stay of a row.
+struct Kept {
+  float threshold;  // values >= it
+  double total;     // their mass
+};
 
-  const auto key = [&](uint32_t entry) { return ~static_cast<uint32_t>(w.list[index(entry)]); };
-  const Running running = running_masses(w, n, key);
-  uint32_t cut = 0, kept = n;
-  const auto cut_at = [&](uint32_t threshold) {
-    cut = threshold;
-    kept = first_entry(w, n, running, [&](uint32_t e, double) { return key(e) < cut; });
-  };
-  if (k > 0 && k <= n) cut_at(key(k - 1));
+// What stays of n sorted candidates; p counts from the mass `of`, if that is negative from what k
+// leaves.
+__device__ inline Kept pick(const Work& w, uint32_t n, uint32_t k, double p, double of) {
+  const uint32_t own_key = threadIdx.x < n ? key_at(w, threadIdx.x) : 0;
+  const double running = running_sum(w, value_of(own_key));
+  uint32_t cut = key_at(w, (k < n ? k : n) - 1);
+  uint32_t kept = first_entry(w, n, own_key < cut);
   if (p < 1) {
-    const double target = p > 0 ? p * (of < 0 ? mass_at(w, running, kept - 1) : of) : 0;
-    const uint32_t last =
-        first_entry(w, n, running, [&](uint32_t, double mass) { return mass >= target; });
-    if (last < kept) cut_at(key(last));
+    const double target = p > 0 ? p * (of < 0 ? sum_at(w, running, kept - 1) : of) : 0;
+    const uint32_t last = first_entry(w, n, running >= target);
+    if (last < kept) {
+      cut = key_at(w, last);
+      kept = first_entry(w, n, own_key < cut);
+    }
   }
-  Kept result = {bits_as_float(cut), mass_at(w, running, kept - 1), -1};
-  if (!draws) return result;
+  return {bits_as_float(cut), sum_at(w, running, kept - 1)};
+}
 
-  // In the order of the vocabulary. A thread reads its pairs before any is overwritten.
-  uint32_t own_key[2], own_place[2];
-  for (uint32_t i = 0; i < 2; ++i) {
-    const uint32_t entry = 2 * threadIdx.x + i;
-    own_key[i] = entry < kept ? key(entry) : 0;
-    own_place[i] = entry < kept ? static_cast<uint32_t>(w.list[index(entry + kCandidates)]) : kNone;
-  }
-  __syncthreads();
-  for (uint32_t i = 0; i < 2; ++i) {
-    w.list[index(2 * threadIdx.x + i)] = own_place[i];
-    w.list[index(2 * threadIdx.x + i + kCandidates)] = own_key[i];
-  }
-  __syncthreads();
-  sort_pairs(w, power_of_two(kept));
-  const Running drawn = running_masses(w, kept, [&](uint32_t entry) {
-    return static_cast<uint32_t>(w.list[index(entry + kCandidates)]);
-  });
-  const double target = uniform * mass_at(w, drawn, kept - 1);
-  const uint32_t token =
-      first_entry(w, kept, drawn, [&](uint32_t, double mass) { return mass > target; });
-  result.token = static_cast<int32_t>(w.list[index(token < kept ? token : kept - 1)]);
-  return result;
+// Draws from the sorted candidates from the threshold on, in the order of the vocabulary. All
+// threads hold the token.
+__device__ inline int32_t draw_sorted(const Work& w, uint32_t n, float threshold, double uniform) {
+  uint64_t own = 0;
+  if (threadIdx.x < n) own = w.sorted[static_cast<int>(threadIdx.x)];
+  const uint32_t kept =
+      first_entry(w, n, static_cast<uint32_t>(own >> 32) < float_as_bits(threshold));
+  sort_pairs(w, kept, own << 32 | own >> 32);  // places are the lower halves, inverted
+  own = 0;
+  if (threadIdx.x < kept) own = w.sorted[static_cast<int>(threadIdx.x)];
+  const double running = running_sum(w, value_of(static_cast<uint32_t>(own)));
+  const double target = uniform * sum_at(w, running, kept - 1);
+  uint32_t token = first_entry(w, kept, running > target);
+  token = token < kept ? token : kept - 1;
+  const uint64_t pair = w.sorted[static_cast<int>(token)];
+  return static_cast<int32_t>(~static_cast<uint32_t>(pair >> 32));
 }
 
 }  // namespace opmux::gpu

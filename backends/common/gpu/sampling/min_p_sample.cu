@@ -15,33 +15,33 @@ void launch_min_p_sample(const MinP& a, Stream stream);
 #if OPMUX_KERNEL
 
 template <class T, int kSize>
-__global__ void __launch_bounds__(kRowThreads) min_p_kernel(MinP a) {
+__global__ void __launch_bounds__(kRowThreads, 2) min_p_kernel(MinP a) {
   OPMUX_ROW_WORK(w);
   wait_for_previous();
   let_next_start();
-  const uint32_t index = blockIdx.x / static_cast<uint32_t>(group_size());
-  const Row<T, kSize> row(a.probs, index);
+  Ranks ranks;
+  const uint32_t index = blockIdx.x / static_cast<uint32_t>(ranks.size);
+  const Row<T, kSize> row(a.probs, index, ranks);
   const float p = a.p.per_row != nullptr ? a.p.per_row[index] : static_cast<float>(a.p.all);
   uint32_t key = 0;
-  row.for_each([&](float v, uint32_t) { key = key_of(v) > key ? key_of(v) : key; });
+  row.for_each([&](float v, uint32_t) { key = key_of(v) > key ? key_of(v) : key; },
+               [](uint32_t) {});
   key = reduce_words(w, key, 0, Max{});
-  if (threadIdx.x == 0) w.word[0] = key;
+  if (threadIdx.x == 0) w.given_words[0] = key;
   group_sync();
-  for (int r = 0; r < row.ranks; ++r) {
-    const uint32_t other = group_read(w.word, r, 0);
-    key = other > key ? other : key;
-  }
+  key = reduce_lanes<kWarp>(ranks.read(w.given_words, 0), Max{});
   const float threshold = p * bits_as_float(key);
   const auto keep = [&](float v) { return v >= threshold; };
-  sum_segments(row, w, keep, [](float) {});
+  sum_segments(row, w, 0,
+               [&](float v, uint32_t) { return keep(v) ? static_cast<double>(v) : 0.0; });
   group_sync();
-  const int32_t token = draw(row, w, keep, static_cast<double>(a.uniform[index]));
-  if (row.rank == 0 && threadIdx.x == 0) a.tokens[index] = token;
+  const double uniform = static_cast<double>(a.uniform[index]);
+  draw(row, ranks, w, segment_mass(row, w, 0), keep, uniform, a.tokens + index);
   group_sync();  // a block's shared memory is read by the others until here
 }
 
 void launch_min_p_sample(const MinP& a, Stream stream) {
-  for_vectors(a.probs, [&](auto tag, auto size) {
+  for_rows(a.probs, nullptr, 0, [&](auto tag, auto size) {
     using T = typename decltype(tag)::Type;
     const int group = blocks_per_row(a.probs);
     launch({"min_p_sample", stream, a.probs.rows * group, kRowThreads, group},

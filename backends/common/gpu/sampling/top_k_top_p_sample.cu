@@ -6,7 +6,7 @@ namespace opmux::gpu {
 
 #if OPMUX_KERNEL
 void launch_filter(const FilterLaunch& a, Stream stream) {
-  for_vectors(a.probs, [&](auto tag, auto size) {
+  for_rows(a.probs, a.out, a.out_stride, [&](auto tag, auto size) {
     using T = typename decltype(tag)::Type;
     const int group = blocks_per_row(a.probs);
     launch({a.op, stream, a.probs.rows * group, kRowThreads, group},

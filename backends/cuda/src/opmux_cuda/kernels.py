@@ -5,12 +5,19 @@ from __future__ import annotations
 
 import torch
 
-from opmux import FLOATS, Kernel, Property
+from opmux import FLOATS, Kernel, Property, Signature
 
 INDICES = (torch.int32, torch.int64)
 COPIED = (*FLOATS, torch.uint8, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
 # What one row gives depends on the others: a scale's place, the one scale, a slot's place.
 NOT_BATCH_INVARIANT = frozenset(Property) - {Property.BATCH_INVARIANT}
+
+
+def _many_groups(signature: Signature) -> str | None:
+    # as in moe_fused_gate.cu: a block ranks the groups in shared memory
+    groups = signature.axis("num_expert_group")
+    return f"{groups} groups of experts are more than 1024" if groups > 1024 else None
+
 
 KERNELS = {
     "apply_penalties": Kernel(dtypes=FLOATS),
@@ -34,7 +41,7 @@ KERNELS = {
     "merge_state": Kernel(dtypes=FLOATS),
     "min_p_sample": Kernel(dtypes=FLOATS),
     "moe_align_block_size": Kernel(dtypes=INDICES, properties=NOT_BATCH_INVARIANT),
-    "moe_fused_gate": Kernel(dtypes=FLOATS),
+    "moe_fused_gate": Kernel(dtypes=FLOATS, rejects=_many_groups),
     "moe_sum": Kernel(dtypes=FLOATS),
     "moe_sum_reduce": Kernel(dtypes=FLOATS),
     "mrope": Kernel(dtypes=FLOATS),

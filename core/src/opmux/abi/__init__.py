@@ -6,6 +6,7 @@ Nothing is loaded or imported: the answer follows from the ELF symbols and the w
 
 from __future__ import annotations
 
-from opmux.abi.check import Finding, Report, check
+from opmux.abi.check import Report, check
+from opmux.abi.rules import Finding
 
 __all__ = ["Finding", "Report", "check"]

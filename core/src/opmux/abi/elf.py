@@ -55,7 +55,9 @@ def _library(elf: Any, name: str) -> Library:
     def values(kind: str, field: str) -> tuple[str, ...]:
         return tuple(getattr(t, field) for t in tags if t.entry.d_tag == kind)
 
-    undefined, weak, defined = set(), set(), set()
+    undefined: set[str] = set()
+    weak: set[str] = set()
+    defined: set[str] = set()
     symbols = list(_symbols(elf))
     for symbol, is_weak, is_defined, _ in symbols:
         if is_defined:
@@ -119,8 +121,8 @@ def _versions(
         raw = indices[2 * index : 2 * index + 2]
         if defined or len(raw) < 2:
             continue
-        order = "little" if elf.little_endian else "big"
-        family, version = by_index.get(int.from_bytes(raw, order) & 0x7FFF, ("", ()))
+        (number,) = struct.unpack("<H" if elf.little_endian else ">H", raw)
+        family, version = by_index.get(number & 0x7FFF, ("", ()))
         if family and version == versions[family]:
             newest.setdefault(family, name)
     return versions, newest

@@ -55,9 +55,7 @@ def open_wheel(path: Path) -> Wheel:
                 raise WheelError(f"{path.name} has no WHEEL file")
             meta = email.message_from_bytes(_optional(archive, f"{info}/METADATA"))
             stated = email.message_from_bytes(archive.read(f"{info}/WHEEL")).get_all("Tag") or []
-            libraries, unreadable = [], []
-            for found in _libraries(archive):
-                (libraries if isinstance(found, elf.Library) else unreadable).append(found)
+            found = list(_libraries(archive))
             manifests = {f: _digest(archive, f) for f in files if Path(f).name == FILE}
     except (OSError, zipfile.BadZipFile, KeyError) as error:
         raise WheelError(f"{path.name} cannot be read: {error}") from None
@@ -70,8 +68,8 @@ def open_wheel(path: Path) -> Wheel:
         tuple(str(r) for r in meta.get_all("Requires-Dist") or []),
         str(meta.get("Requires-Python") or ""),
         files,
-        tuple(libraries),  # type: ignore[arg-type]
-        tuple(unreadable),  # type: ignore[arg-type]
+        tuple(f for f in found if isinstance(f, elf.Library)),
+        tuple(f for f in found if isinstance(f, str)),
         manifests,
     )
 

@@ -139,8 +139,8 @@ def compare(
             n: (rtol, atol * LARGER) for n in FLOATS for rtol, atol in [getattr(tolerance, n)]
         }
         tolerance = dataclasses.replace(tolerance, **wide)
-    for name, value in wanted.items():
-        got = actual[name].cpu()
+    for name, there in wanted.items():
+        got, value = actual[name].cpu(), there.cpu()
         if tolerance.covers(value.dtype):
             tolerance.check(f"{op.name}: {name}", got, value)
         else:

@@ -45,7 +45,7 @@ class Recorder:
         """Count a test once: at its call, or where it ended before."""
         if report.when != "call" and report.passed:
             return
-        facts = {str(key): value for key, value in report.user_properties}
+        facts = {str(key): str(value) for key, value in report.user_properties}
         if "opmux_level" not in facts:
             return
         level = int(facts["opmux_level"])

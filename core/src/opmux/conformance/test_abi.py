@@ -81,7 +81,7 @@ def test_needs_no_newer_torch_than_it_says(target: Target, static: manifest.Mani
         return
     pytest.importorskip("elftools", reason='pip install "opmux[abi]" to look into the library')
     from opmux.abi import elf
-    from opmux.abi.check import is_cpp, torch_symbols
+    from opmux.abi.symbols import is_cpp, torch_symbols
 
     found = elf.read(library)
     table = torch_symbols()
