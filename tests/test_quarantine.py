@@ -142,7 +142,7 @@ def test_a_hang_is_ended_with_all_it_started(site: Site, monkeypatch: pytest.Mon
     )
     start = time.monotonic()
     (failure,) = site.load()
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 200  # not 600, also where other work stalls the machine
     assert failure.reason.sentence == "loading it did not end within 0.4 s in a child process"
     status = Path(f"/proc/{pid.read_text()}/status")
     gone = not status.exists() or "State:\tZ" in status.read_text()
@@ -165,7 +165,7 @@ def test_a_grandchild_that_holds_the_pipe_delays_nothing(site: Site) -> None:
     )
     start = time.monotonic()
     assert site.load() == []
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 200  # not 600, also where other work stalls the machine
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 0}', '{"format": 1}', "\0\1"])

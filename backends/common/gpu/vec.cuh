@@ -32,6 +32,15 @@ __device__ inline Vec<T, kSize> load(const T* from) {
   bits.word = *reinterpret_cast<const VecWord<T, kSize>*>(from);
   return bits.vec;
 }
+// The vector, or zeros. nvcc moves a load in a branch behind the branch of its use, where it waits
+// for the one before; a word that is set in any case stays here.
+template <int kSize, class T>
+__device__ inline Vec<T, kSize> load_if(bool wanted, const T* from) {
+  VecBits<T, kSize> bits;
+  bits.word = {};
+  if (wanted) bits.word = *reinterpret_cast<const VecWord<T, kSize>*>(from);
+  return bits.vec;
+}
 template <int kSize, class T>
 __device__ inline Vec<T, kSize> load_streaming(const T* from) {
   VecBits<T, kSize> bits;

@@ -29,7 +29,7 @@ namespace opmux::gpu {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kUnroll = 4;
+constexpr int kUnroll = 2;
 
 template <class T, int kSize>
 __global__ void __launch_bounds__(kThreads)
@@ -57,6 +57,12 @@ __global__ void __launch_bounds__(kThreads)
     logits[u] = static_cast<T*>(a.logits) + row * a.logits_stride + column;
     left[u] = a.size - column < kSize ? static_cast<int>(a.size - column) : kSize;
   }
+  Vec<T, kSize> value[kUnroll];
+#pragma unroll
+  for (int u = 0; u < kUnroll; ++u) {
+    const bool mixed = allowed[u] != kAll && allowed[u] != 0;
+    value[u] = load_if<kSize>(mixed && left[u] == kSize, logits[u]);
+  }
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
     if (allowed[u] == kAll) continue;
@@ -66,13 +72,11 @@ __global__ void __launch_bounds__(kThreads)
       }
       continue;
     }
-    Vec<T, kSize> value;
-    if (allowed[u] != 0) value = load<kSize>(logits[u]);
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
-      if ((allowed[u] >> i & 1) == 0) value.item[i] = minus_inf;
+      if ((allowed[u] >> i & 1) == 0) value[u].item[i] = minus_inf;
     }
-    store(logits[u], value);
+    store(logits[u], value[u]);
   }
 }
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def _blocks(topk_ids: Tensor, num_experts: int, block_size: int) -> int:
     numel = topk_ids.numel()
     # min() of a symbolic size would decide and recompile. Dynamo shows such sizes as plain ints and
     # does not: it traces min(), and up to torch 2.11 refuses sym_min of two ints.
-    smaller = torch.sym_min if isinstance(numel, torch.SymInt) else min
+    smaller: Any = min if type(numel) is int else torch.sym_min
     experts = smaller(numel, num_experts)
     blocks: int = (numel + experts * (block_size - 1)) // block_size
     return blocks
