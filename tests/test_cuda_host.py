@@ -22,7 +22,7 @@ import opmux
 from opmux import Code, Reason
 
 SOURCES = Path(__file__).resolve().parent.parent / "backends" / "cuda" / "src"
-ARCHS = "80;89;90a;100a;120a;120-virtual"
+ARCHS = "80,89,90a,100a,120a,120-virtual"
 INFO = {"archs": ARCHS, "toolkit": "13.0"}
 
 

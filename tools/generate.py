@@ -105,14 +105,6 @@ def matrix() -> str:
     return report.markdown({"backends": [*(b.name for b in backends), "reference"], "ops": rows})
 
 
-def readme(text: str) -> str:
-    """Return the README with its op x backend table written anew."""
-    table = matrix()
-    begin, end = "<!-- ops:begin -->\n", "<!-- ops:end -->"
-    head, rest = text.split(begin)
-    return head + begin + table + "\n" + end + rest.split(end)[1]
-
-
 def ops_page() -> str:
     """Return the page of ops: who serves each, and what each computes."""
     parts = [
@@ -135,10 +127,12 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    pages = [(STUB, stub()), (README, readme(README.read_text()))]
+    pages = [(STUB, stub()), (README, tables.between(README.read_text(), "ops", matrix()))]
     pages += [(ERRORS, catalogue.page(ROOT)), (OPS, ops_page())]
     pages += [(tables.HOSTS, tables.hosts_page())]
     pages += [(tables.ABI, tables.abi_page())]
+    speed = tables.between(tables.SPEED.read_text(), "h200", tables.speed_table())
+    pages += [(tables.SPEED, speed)]
     for path, text in pages:
         if not path.exists() or path.read_text() != text:
             stale.append(str(path.relative_to(ROOT)))

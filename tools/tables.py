@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HOSTS = ROOT / "docs" / "hosts.md"
 ABI = ROOT / "docs" / "check-abi.md"
 ABI_RECORD = ROOT / "docs" / "check-abi.json"
+SPEED = ROOT / "docs" / "performance.md"
+H200 = ROOT / "benchmarks" / "results" / "cuda-h200.json"
 
 
 def source_backends() -> list[tuple[Backend, str, str]]:
@@ -109,3 +111,26 @@ def _cut(sentence: str) -> str:
         marked = inner and ("_" in inner or "/" in inner)
         words.append(word.replace(inner, f"`{inner}`", 1) if marked else word)
     return " ".join(words)
+
+
+def speed_table() -> str:
+    """Return the record of benchmarks/gpu.py as a table."""
+    record = json.loads(H200.read_text(encoding="utf-8"))
+    lines = ["| case | µs | floor, µs | of floor | x best peer | best peer | x sglang |",
+             "| --- | --: | --: | --: | --: | --- | --: |"]  # fmt: skip
+    for case in record["cases"]:
+        best, sglang = case.get("x_best"), case.get("x_sglang")
+        cells = [
+            case["case"], f"{case['opmux_us']:.2f}", f"{case['floor_us']:.2f}",
+            f"{case['of_copy']:.2f}", f"{best:.2f}" if best else "-",
+            case.get("best_peer") or "-", f"{sglang:.2f}" if sglang else "-",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def between(text: str, name: str, table: str) -> str:
+    """Return a text with what stands between the markers of a name written anew."""
+    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+    head, rest = text.split(begin)
+    return head + begin + table + "\n" + end + rest.split(end)[1]

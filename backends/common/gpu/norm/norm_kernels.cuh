@@ -52,7 +52,8 @@ constexpr int kGroupThreads = 256;
 // on their way, as far as nothing is spilled.
 constexpr int norm_blocks(bool add, int lanes, int pieces) {
   if (lanes <= 32 || lanes > 256) return 1;
-  return (add && pieces < 4 ? 3072 : 4096) / (lanes * pieces);
+  const int blocks = (add && pieces < 4 ? 3072 : 4096) / (lanes * pieces);
+  return blocks * lanes > kResidentThreads ? kResidentThreads / lanes : blocks;
 }
 
 // kLanes threads share a row: lanes of a warp, or a block. Lanes without a row of their own go

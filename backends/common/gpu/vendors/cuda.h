@@ -15,6 +15,13 @@
 namespace opmux::gpu {
 
 constexpr int kWarp = 32;
+// Threads that a multiprocessor holds: more than that as a launch bound is an error.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || \
+                               __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+constexpr int kResidentThreads = 1536;
+#else
+constexpr int kResidentThreads = 2048;
+#endif
 
 // ---- lanes ----
 

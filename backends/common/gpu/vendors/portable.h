@@ -8,6 +8,8 @@
 
 namespace opmux::gpu {
 
+constexpr int kResidentThreads = 2048;  // of a multiprocessor
+
 // In global memory.
 template <class W>
 __device__ inline void store_word(W* to, W value) {

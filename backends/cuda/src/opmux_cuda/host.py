@@ -136,7 +136,7 @@ def probe(device: torch.device, info: Mapping[str, Any]) -> Capability:
     Each GPU of a host is asked for itself. Without an index the current one answers, and the facts
     name the others.
     """
-    archs = str(info["archs"]).split(";")
+    archs = str(info["archs"]).split(",")
     try:
         count = torch.cuda.device_count()
         if not count:
